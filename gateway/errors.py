@@ -1,0 +1,198 @@
+"""The one error tree of the gateway.
+
+Every error knows the HTTP status it means (RFC 9110), a stable machine-readable ``code``, and a
+sentence that tells the caller what to do. Foreign errors (OSError, redis.RedisError, ...) are
+translated into one of these where they enter.
+
+::
+
+    GatewayError 500
+     +- BadRequest 400
+     |   +- BadSessionId              id is no DNS label
+     |   +- BadFiles                  a posted path, size or encoding is refused
+     |   +- UnsupportedProject        no recipe fits the posted files
+     +- Unauthorized 401
+     +- Forbidden 403
+     |   +- TargetRefused             target address is not in the allow-list
+     +- SessionNotFound 404           the id never existed
+     +- SessionConflict 409           same id, other content
+     +- RevisionConflict 409          files changed since ``baseRevision``
+     +- SessionEnded 410              stopped, failed or expired
+     +- PayloadTooLarge 413
+     +- RegistryUnavailable 503       the store did not answer: never "not found"
+     |   +- NotAcknowledged 503       fewer Redis replicas acknowledged than required
+     +- Fenced 409                    another owner or generation holds the session
+     +- SpawnFailed 502               the dev server could not be started
+     +- SettingsError                 refused at start
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class GatewayError(Exception):
+    """Root of the tree. ``str(error)`` is a sentence fit for the caller."""
+
+    status: ClassVar[int] = 500
+    code: ClassVar[str] = "internal_error"
+    title: ClassVar[str] = "Internal error"
+
+    #: Seconds for a ``Retry-After`` header, or None.
+    retry_after: ClassVar[int | None] = None
+
+
+class BadRequest(GatewayError):
+    """The request is wrong in itself; repeating it unchanged cannot succeed."""
+
+    status = 400
+    code = "bad_request"
+    title = "Bad request"
+
+
+class BadSessionId(BadRequest):
+    """The id is not of the form that fits into a DNS label."""
+
+    code = "bad_session_id"
+    title = "Bad session id"
+
+    def __init__(self, text: str) -> None:
+        super().__init__(
+            f"{text[:60]!r} is no session id: use 8 to 40 characters of a-z, 0-9 and '-', "
+            "beginning and ending with a letter or digit"
+        )
+
+
+class BadFiles(BadRequest):
+    """A posted file has a path, size or encoding that is refused."""
+
+    code = "bad_files"
+    title = "Bad files"
+
+
+class UnsupportedProject(BadRequest):
+    """No recipe knows how to start the posted project."""
+
+    code = "unsupported_project"
+    title = "Unsupported project"
+
+
+class Unauthorized(GatewayError):
+    """No token, or one that is not known."""
+
+    status = 401
+    code = "unauthorized"
+    title = "Unauthorized"
+
+
+class Forbidden(GatewayError):
+    """The caller is known, or needs not be, and still may not do this."""
+
+    status = 403
+    code = "forbidden"
+    title = "Forbidden"
+
+
+class TargetRefused(Forbidden):
+    """The target of a session is outside the allow-list."""
+
+    code = "target_refused"
+    title = "Target refused"
+
+
+class SessionNotFound(GatewayError):
+    """No session of this id was ever registered (or its tombstone is gone too)."""
+
+    status = 404
+    code = "session_not_found"
+    title = "Session not found"
+
+    def __init__(self, session_id: str, *, waited: float = 0.0) -> None:
+        after = f" (waited {waited:.1f} s for its registration)" if waited else ""
+        super().__init__(f"there is no session {session_id}{after}; create it first")
+        self.session_id = session_id
+
+
+class SessionConflict(GatewayError):
+    """A live session of this id exists with other content."""
+
+    status = 409
+    code = "session_conflict"
+    title = "Session exists with other content"
+
+    def __init__(self, session_id: str) -> None:
+        super().__init__(
+            f"session {session_id} exists with other content: use another id, stop it first, "
+            "or change its files with PATCH .../files"
+        )
+
+
+class RevisionConflict(GatewayError):
+    """The files changed since the revision the caller based its edit on."""
+
+    status = 409
+    code = "revision_conflict"
+    title = "Files changed meanwhile"
+
+    def __init__(self, current: int) -> None:
+        super().__init__(f"the files are at revision {current}: read them again, then retry")
+        self.current = current
+
+
+class Fenced(GatewayError):
+    """Another owner, generation or state holds the session: the caller lost the race."""
+
+    status = 409
+    code = "fenced"
+    title = "Session moved on"
+
+
+class SessionEnded(GatewayError):
+    """The session has stopped, failed or expired; its tombstone says why."""
+
+    status = 410
+    code = "session_ended"
+    title = "Session ended"
+
+
+class PayloadTooLarge(GatewayError):
+    """The request's content is larger than the limit."""
+
+    status = 413
+    code = "payload_too_large"
+    title = "Payload too large"
+
+
+class RegistryUnavailable(GatewayError):
+    """The registry did not answer in time. Says nothing about whether a session exists."""
+
+    status = 503
+    code = "registry_unavailable"
+    title = "Registry unavailable"
+    retry_after = 1
+
+
+class NotAcknowledged(RegistryUnavailable):
+    """The write reached fewer replicas of the registry than ``registry_replicas`` asks for."""
+
+    code = "registry_not_acknowledged"
+    title = "Registration not acknowledged"
+
+
+class SpawnFailed(GatewayError):
+    """The dev server could not be started; the message is the reason a user can act on."""
+
+    status = 502
+    code = "spawn_failed"
+    title = "Dev server failed"
+
+    def __init__(self, reason: str, *, log_tail: str = "") -> None:
+        super().__init__(reason)
+        self.log_tail = log_tail
+
+
+class SettingsError(GatewayError):
+    """A setting is unknown, malformed or contradicts another; refused at start."""
+
+    code = "bad_settings"
+    title = "Bad settings"

@@ -1,0 +1,256 @@
+"""What the gateway asks of a registry: the promises, without a word of Redis.
+
+One contract suite (``tests/contract/test_registry.py``) holds every implementation to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from gateway.session import Endpoint, Hmr, Recipe, Route, Session, SessionId, State
+
+EventType = Literal["state", "log", "event", "end"]
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """What a create call registers. ``files`` maps POSIX paths to contents."""
+
+    id: SessionId
+    digest: str
+    recipe: Recipe
+    files: Mapping[str, bytes]
+    base: str
+    ttl_seconds: int
+    idle_seconds: int
+    public: bool = True
+    metadata: str = "{}"
+    #: With an endpoint (a ``target`` session) it is ready as soon as it is registered.
+    endpoint: Endpoint | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """The stored session, read back, and whether this call made it."""
+
+    session: Session
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a move changes besides the state; None leaves a field as it is.
+
+    An empty ``endpoint`` is written with ``clear_endpoint``.
+    """
+
+    endpoint: Endpoint | None = None
+    clear_endpoint: bool = False
+    hmr: Hmr | None = None
+    reason: str | None = None
+    log_tail: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """One entry of a session's event stream. ``id`` orders entries and resumes a stream."""
+
+    id: str
+    type: EventType
+    data: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """Part of a list. ``cursor`` fetches the next part; empty at the end."""
+
+    sessions: list[Session]
+    cursor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One gateway process. ``incarnation`` tells a restarted replica from its former self."""
+
+    id: str
+    incarnation: str
+    url: str = ""
+    started_at_ms: int = 0
+    info: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def owner(self) -> str:
+        """The name under which this process owns sessions."""
+        return f"{self.id}/{self.incarnation}"
+
+
+@dataclass(frozen=True, slots=True)
+class Subscriber:
+    """Callbacks of one listener to changes; each must return at once.
+
+    ``changed`` gets every change of every session. ``synced`` is called each time the push link
+    has come up: changes before it may have been missed, so what is cached must be read again.
+    ``lost`` is called when the link is down.
+    """
+
+    changed: Callable[[Route], None]
+    synced: Callable[[], None]
+    lost: Callable[[], None]
+
+
+class Registry(Protocol):
+    """The store of sessions, shared by all replicas.
+
+    Every call raises RegistryUnavailable when the store does not answer within its limit; none
+    ever turns that into "not found". A write whose reply is lost may have happened; calls are
+    made so that repeating them is safe.
+    """
+
+    async def open(self) -> None:
+        """Connect, load scripts, start the push link. Returns when the link is up."""
+
+    async def close(self) -> None:
+        """Close every connection and end every task. Idempotent."""
+
+    async def ping(self) -> float:
+        """Round trip in seconds."""
+
+    # -- sessions ------------------------------------------------------------------------------
+
+    async def register(self, new: NewSession, *, owner: str) -> Registered:
+        """Store a session, read it back, and wait for the configured acknowledgements.
+
+        One of any number of concurrent calls with one id makes it (``created``); the others get
+        the same session if the digest is equal, SessionConflict if not. An ended session of this
+        id is begun anew, under a higher generation. State is REGISTERED, or READY with an
+        ``endpoint``. Raises NotAcknowledged on too few acknowledgements (the record may exist).
+        """
+
+    async def session(self, session_id: SessionId) -> Session | None:
+        """The session, tombstones included; None if it never existed or was forgotten."""
+
+    async def sessions(
+        self, *, state: State | None = None, limit: int = 100, cursor: str = ""
+    ) -> Page:
+        """Sessions, newest first. A session registered before the call is never missing."""
+
+    async def move(
+        self,
+        session_id: SessionId,
+        to: State,
+        *,
+        owner: str,
+        generation: int,
+        change: Change = Change(),
+    ) -> Session:
+        """Move on by compare-and-set on (owner, generation, state), as MOVES allows.
+
+        In the same step the change is appended to the session's event stream (``state``, and
+        ``end`` when it has ended) and published. Raises Fenced if owner, generation or state do
+        not fit (nothing is changed then), SessionNotFound if there is no record.
+        """
+
+    async def claim(self, session_id: SessionId, *, owner: str, generation: int) -> Session:
+        """Take over: become owner under a new, higher generation, in state STARTING.
+
+        ``generation`` is the one the caller saw. Raises Fenced if it is no longer current or the
+        state cannot start (STOPPING or ended). Whether the former owner is dead is the caller's
+        question (``is_alive``). Claiming what the caller already owns and is STARTING under a
+        higher generation than seen raises Fenced too.
+        """
+
+    async def request_stop(
+        self, session_id: SessionId, *, reason: str, to: State = State.STOPPED
+    ) -> Session:
+        """Ask for the end, whoever owns the session. Returns the session afterwards.
+
+        With no dev server to stop (target session, SLEEPING) it goes straight to ``to``;
+        otherwise to STOPPING, and the owner (told by the push) moves it on. STOPPING or ended
+        already: returned unchanged. Raises SessionNotFound.
+        """
+
+    async def patch(
+        self,
+        session_id: SessionId,
+        *,
+        metadata: str | None = None,
+        public: bool | None = None,
+        ttl_seconds: int | None = None,
+    ) -> Session:
+        """Change what is not content. Raises SessionNotFound, SessionEnded."""
+
+    async def forget(self, session_id: SessionId) -> None:
+        """Drop the files and events of an ended session; its tombstone stays. Idempotent."""
+
+    # -- files ---------------------------------------------------------------------------------
+
+    async def files(self, session_id: SessionId) -> dict[str, bytes]:
+        """All files of a session; empty if there are none."""
+
+    async def edit_files(
+        self,
+        session_id: SessionId,
+        *,
+        write: Mapping[str, bytes],
+        delete: Sequence[str] = (),
+        base_revision: int | None = None,
+    ) -> Session:
+        """Write and delete files in one step; the session's revision grows by one and is pushed.
+
+        Raises RevisionConflict if ``base_revision`` is given and not current, SessionEnded,
+        SessionNotFound.
+        """
+
+    # -- events --------------------------------------------------------------------------------
+
+    async def append(
+        self,
+        session_id: SessionId,
+        kind: EventType,
+        data: Mapping[str, Any],
+        *,
+        generation: int | None = None,
+    ) -> str:
+        """Append to the event stream; returns the entry's id.
+
+        With ``generation``, an append of an older generation is refused with Fenced (what an old
+        dev server says after a take-over is nobody's log). Never writes for a session that does
+        not exist: SessionNotFound.
+        """
+
+    async def recent_events(self, session_id: SessionId, *, count: int) -> list[StreamEvent]:
+        """The last ``count`` entries of the event stream, oldest first."""
+
+    def events(
+        self, session_id: SessionId, *, after: str = "0"
+    ) -> AbstractAsyncContextManager[AsyncIterator[StreamEvent]]:
+        """All entries after ``after`` (an entry's id; "0": from the start), then new ones as
+        they come, each once and in order. The iteration ends after an ``end`` entry. One shared
+        push link serves all listeners; RegistryUnavailable is raised out of the iteration if it
+        is lost, and the caller resumes with the last id it has seen.
+        """
+
+    # -- changes -------------------------------------------------------------------------------
+
+    def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
+        """Be told of every change from now on; returns the call that ends it.
+
+        ``synced`` is called at once (inside this call) if the link is up.
+        """
+
+    # -- replicas ------------------------------------------------------------------------------
+
+    async def heartbeat(self, replica: Replica) -> None:
+        """Renew the replica's lease, for ``lease_seconds``."""
+
+    async def resign(self, replica: Replica) -> None:
+        """End the lease, if it is still this incarnation's."""
+
+    async def replicas(self) -> list[Replica]:
+        """The replicas with a lease."""
+
+    async def is_alive(self, owner: str) -> bool:
+        """Whether this incarnation of a replica holds its lease."""

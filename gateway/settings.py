@@ -1,0 +1,307 @@
+"""All settings, frozen, in one place. Environment: ``GATEWAY_<NAME>``; command line: ``--<name>``.
+
+An unknown or contradictory setting is refused at start (SettingsError) with its name and remedy.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import os
+import re
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from gateway.errors import SettingsError
+
+PREFIX: Final = "GATEWAY_"
+_REPLICA_ID: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
+
+
+def _default_data_dir() -> Path:
+    root = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(root) / "preview-gateway"
+
+
+class Settings(BaseSettings):
+    """What an operator can set. Lists are JSON arrays or comma-separated."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    # -- addresses
+    host: str = Field("127.0.0.1", description="Address of the public port.")
+    port: int = Field(8080, ge=0, le=65535, description="The public port; 0 takes a free one.")
+    admin_port: int = Field(
+        0,
+        ge=0,
+        le=65535,
+        description="Port for `/livez`, `/readyz` and `/metrics` on the same address; 0: none.",
+    )
+    public_url: str = Field(
+        "",
+        description="How browsers reach the gateway, e.g. `https://previews.example`; "
+        "empty: taken from each request.",
+    )
+    preview_domain: str = Field(
+        "",
+        description="Turns subdomain mode on: previews live at `<id>.<preview_domain>`. "
+        "Empty: path mode, `/preview/<id>/`.",
+    )
+    advertise_host: str = Field(
+        "127.0.0.1",
+        description="Address at which this replica's dev servers listen and other replicas "
+        "reach them.",
+    )
+    replica_id: str = Field(
+        "", description="Name of this replica, unique among all; empty: host name and port."
+    )
+    insecure: bool = Field(False, description="Allow a non-loopback address without `API_TOKENS`.")
+
+    # -- access
+    api_tokens: Annotated[list[SecretStr], NoDecode] = Field(
+        default_factory=list,
+        description="Bearer tokens for the API. Empty: no token is asked for (loopback only).",
+    )
+    cors_origins: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Foreign origins that may call the API and open preview sockets.",
+    )
+    target_allowlist: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Networks (CIDR) in which the `target` of a session may lie. Empty: no "
+        "target sessions.",
+    )
+
+    # -- registry
+    redis_url: str = Field(
+        "",
+        description="`redis://`, `rediss://` or `unix://` URL of Redis or Valkey. Empty: an "
+        "embedded Valkey in `DATA_DIR`.",
+    )
+    registry_replicas: int = Field(
+        0, ge=0, description="Replicas of Redis that must acknowledge a registration."
+    )
+    registry_timeout_seconds: float = Field(
+        2.0, gt=0, description="Limit of one call to the registry."
+    )
+    lease_seconds: float = Field(15.0, ge=1, description="Life of a replica's lease.")
+
+    # -- data
+    data_dir: Path = Field(
+        default_factory=_default_data_dir,
+        description="Workspaces, dependency cache, embedded Valkey.",
+    )
+
+    # -- sessions
+    spawner: Literal["process", "none"] = Field(
+        "process", description="What runs dev servers: `process` (local), or `none`."
+    )
+    session_ttl_seconds: int = Field(86400, ge=1, description="Life of a session.")
+    idle_seconds: int = Field(
+        1800, ge=0, description="A preview without traffic sleeps after this; 0: never."
+    )
+    tombstone_seconds: int = Field(
+        86400, ge=1, description="How long an ended session is remembered (410 instead of 404)."
+    )
+    max_files: int = Field(2000, ge=1, description="Files per session.")
+    max_file_bytes: int = Field(4 * 2**20, ge=1, description="Size of one file.")
+    max_session_bytes: int = Field(32 * 2**20, ge=1, description="Size of all files of a session.")
+
+    # -- spawner
+    install_scripts: bool = Field(
+        False, description="Let npm run the install scripts of dependencies (arbitrary code)."
+    )
+    install_timeout_seconds: float = Field(300.0, gt=0, description="Limit of an npm install.")
+    start_timeout_seconds: float = Field(
+        60.0, gt=0, description="Limit from a dev server's start to its first answer."
+    )
+    stop_grace_seconds: float = Field(
+        3.0, ge=0, description="From SIGTERM to SIGKILL for a dev server."
+    )
+
+    # -- waits
+    registration_wait_seconds: float = Field(
+        2.0, ge=0, description="How long a request waits for the registration of its session."
+    )
+    hold_seconds: float = Field(
+        30.0, ge=0, description="How long a request waits for a dev server that is starting."
+    )
+    route_max_age_seconds: float = Field(
+        30.0, gt=0, description="A cached route older than this is read again."
+    )
+    head_timeout_seconds: float = Field(
+        30.0, gt=0, description="Limit for the head of a request to arrive."
+    )
+    keepalive_seconds: float = Field(
+        75.0, gt=0, description="An idle client connection is closed after this."
+    )
+    connect_timeout_seconds: float = Field(
+        5.0, gt=0, description="Limit of a connect to a dev server."
+    )
+    upgrade_timeout_seconds: float = Field(
+        30.0, gt=0, description="Limit for a dev server to answer an upgrade."
+    )
+    drain_seconds: float = Field(
+        10.0, ge=0, description="On SIGTERM, how long requests under way may take to finish."
+    )
+
+    # -- limits
+    max_connections: int = Field(
+        16384, ge=1, description="Client connections; further ones get 503."
+    )
+    max_connections_per_preview: int = Field(
+        1024, ge=1, description="Connections to one dev server; further requests get 503."
+    )
+    max_head_bytes: int = Field(65536, ge=1024, description="Size of a request or response head.")
+    max_target_bytes: int = Field(32768, ge=256, description="Length of a request target.")
+    max_api_body_bytes: int = Field(64 * 2**20, ge=1024, description="Body of an API call.")
+
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="Least severe level that is logged."
+    )
+
+    @field_validator("api_tokens", "cors_origins", "target_allowlist", mode="before")
+    @classmethod
+    def _split_lists(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        text = value.strip()
+        if text.startswith("["):
+            return json.loads(text)
+        return [part.strip() for part in text.split(",") if part.strip()]
+
+    @field_validator("api_tokens")
+    @classmethod
+    def _strong_tokens(cls, value: list[SecretStr]) -> list[SecretStr]:
+        for token in value:
+            if len(token.get_secret_value()) < 16:
+                raise ValueError(
+                    "a token is shorter than 16 characters: make one with `openssl rand -hex 24`"
+                )
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _real_origins(cls, value: list[str]) -> list[str]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if not parts.scheme or not parts.netloc or parts.path or parts.query:
+                raise ValueError(f"{origin!r} is no origin: write scheme://host[:port]")
+        return value
+
+    @field_validator("target_allowlist")
+    @classmethod
+    def _real_networks(cls, value: list[str]) -> list[str]:
+        for network in value:
+            ipaddress.ip_network(network)
+        return value
+
+    @field_validator("public_url")
+    @classmethod
+    def _real_public_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (
+            parts.scheme not in {"http", "https"} or not parts.netloc or parts.path.strip("/")
+        ):
+            raise ValueError("write scheme://host[:port] without a path")
+        return value.rstrip("/")
+
+    @field_validator("preview_domain")
+    @classmethod
+    def _bare_domain(cls, value: str) -> str:
+        if value and not re.fullmatch(r"[a-z0-9.-]+(:\d+)?", value):
+            raise ValueError("write a lower-case domain, e.g. preview.example or localhost:8080")
+        return value
+
+    @field_validator("replica_id")
+    @classmethod
+    def _short_replica_id(cls, value: str) -> str:
+        if value and not _REPLICA_ID.fullmatch(value):
+            raise ValueError("use up to 63 of A-Z, a-z, 0-9, '.', '_' and '-'")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _known_scheme(cls, value: str) -> str:
+        if value and urlsplit(value).scheme not in {"redis", "rediss", "unix"}:
+            raise ValueError("use a redis://, rediss:// or unix:// URL")
+        return value
+
+    @model_validator(mode="after")
+    def _no_open_door(self) -> Self:
+        if not is_loopback(self.host) and not self.api_tokens and not self.insecure:
+            raise ValueError(
+                f"{PREFIX}HOST={self.host} is reachable from other machines and "
+                f"{PREFIX}API_TOKENS is empty: set tokens, listen on 127.0.0.1, or give "
+                "--insecure if something in front checks access"
+            )
+        if self.max_file_bytes > self.max_session_bytes:
+            raise ValueError(
+                f"{PREFIX}MAX_FILE_BYTES is larger than {PREFIX}MAX_SESSION_BYTES: lower it"
+            )
+        if self.admin_port and self.admin_port == self.port:
+            raise ValueError(
+                f"{PREFIX}ADMIN_PORT and {PREFIX}PORT are both {self.port}: give them two ports"
+            )
+        return self
+
+    @property
+    def replica(self) -> str:
+        """The replica's name: as set, or made of host name and port."""
+        return self.replica_id or f"{socket.gethostname()[:50]}-{self.port}"
+
+    @property
+    def tokens(self) -> frozenset[str]:
+        """The API tokens in the clear; never to be logged."""
+        return frozenset(token.get_secret_value() for token in self.api_tokens)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` can be reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def load_settings(arguments: Mapping[str, Any] | None = None) -> Settings:
+    """Settings from the environment, overridden by ``arguments`` (field names).
+
+    Raises SettingsError naming each setting that is unknown, malformed or contradictory.
+    """
+    problems = [
+        f"{name} is no setting{_did_you_mean(key)}"
+        for name in sorted(os.environ)
+        if name.startswith(PREFIX)
+        and (key := name.removeprefix(PREFIX).lower()) not in Settings.model_fields
+    ]
+    try:
+        settings = Settings(**(arguments or {}))
+    except ValidationError as exc:
+        problems.extend(_problem(error) for error in exc.errors())
+    if problems:
+        raise SettingsError("; ".join(problems))
+    return settings
+
+
+def _did_you_mean(key: str) -> str:
+    close = difflib.get_close_matches(key, Settings.model_fields, n=1)
+    return f": did you mean {PREFIX}{close[0].upper()}?" if close else ": unset it"
+
+
+def _problem(error: Any) -> str:
+    message = error["msg"].removeprefix("Value error, ")
+    if not error["loc"]:
+        return str(message)
+    return f"{PREFIX}{str(error['loc'][0]).upper()}: {message}"

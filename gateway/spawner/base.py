@@ -1,0 +1,80 @@
+"""What the gateway asks of a spawner: start and stop dev servers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from gateway.session import Endpoint, Hmr, Recipe, SessionId
+
+#: What a start is doing, in order: shown to the user on the starting page and by ``up``.
+Phase = Literal["preparing", "installing", "starting"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One dev server to start. ``base`` begins and ends with ``/`` and is its public base path."""
+
+    session_id: SessionId
+    generation: int
+    recipe: Recipe
+    base: str
+    files: Mapping[str, bytes] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DevServer:
+    """A dev server that answers."""
+
+    endpoint: Endpoint
+    hmr: Hmr
+
+
+class Reports(Protocol):
+    """Where a spawner tells what happens to one job. Each call returns at once."""
+
+    def phase(self, phase: Phase, detail: str = "") -> None:
+        """The start has entered a phase."""
+
+    def log(self, lines: Sequence[str]) -> None:
+        """Lines of output, without line ends and terminal escapes, in order."""
+
+    def exited(self, reason: str, log_tail: str) -> None:
+        """The dev server, once ready, has ended by itself. Not called for a requested stop."""
+
+
+class Spawner(Protocol):
+    """Starts and stops dev servers. One contract suite tests every implementation."""
+
+    async def open(self) -> None:
+        """Make ready; remove what a former life left behind."""
+
+    async def close(self) -> None:
+        """Stop everything this spawner started and free what it holds. Idempotent."""
+
+    async def start(self, job: Job, reports: Reports) -> DevServer:
+        """Start a dev server and return once it answers.
+
+        Raises SpawnFailed with a reason a user can act on and the end of the log; nothing is
+        left running then. Cancelling the call stops and cleans up too. A dev server of an older
+        generation of the same session is stopped first.
+        """
+
+    async def write(
+        self,
+        session_id: SessionId,
+        *,
+        write: Mapping[str, bytes],
+        delete: Sequence[str] = (),
+    ) -> None:
+        """Put edits into the workspace so that the dev server's file watcher sees them.
+
+        Each file changes atomically. Does nothing for a session without a workspace.
+        """
+
+    async def stop(self, session_id: SessionId, *, generation: int | None = None) -> None:
+        """Stop the dev server and remove its workspace; returns when no process is left.
+
+        With ``generation``, only that one. Stopping an absent one succeeds.
+        """
