@@ -1,0 +1,102 @@
+"""Who may see a preview, from which page, and under which host name. Pure decisions.
+
+Header profile A hides the public Host and Origin from dev servers, which disables their own
+defence against cross-site requests and DNS rebinding (GHSA-vg6x-rcgg-rjx6). So the gateway checks
+both itself, on previews and API alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+from collections.abc import Iterable
+from typing import Final
+from urllib.parse import urlsplit
+
+from gateway.proxy.http1 import RequestHead
+
+SAFE_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
+_MAX_HOSTS: Final = 1024
+
+
+class Access:
+    """The access rules of one gateway, from its settings."""
+
+    def __init__(
+        self,
+        *,
+        tokens: Iterable[str],
+        allowed_origins: Iterable[str],
+        public_url: str,
+        preview_domain: str,
+        listen_host: str,
+    ) -> None:
+        # Digests are compared, so that the time taken says nothing about the token.
+        self._token_digests = frozenset(_digest(token.encode()) for token in tokens)
+        self._origins = {origin.encode() for origin in allowed_origins}
+        self._preview_domain = preview_domain.partition(":")[0]
+        self._names = {"localhost", listen_host, self._preview_domain}
+        if public_url:
+            self._origins.add(public_url.encode())
+            self._names.add(urlsplit(public_url).hostname or "")
+        self._names.discard("")
+        self._known_hosts: dict[bytes, bool] = {}
+
+    def carries_token(self, head: RequestHead) -> bool:
+        """Whether the request carries one of the gateway's own tokens."""
+        authorization = head.special.get(b"authorization")
+        if not authorization or not self._token_digests:
+            return False
+        scheme, _, token = authorization.partition(b" ")
+        return scheme.lower() == b"bearer" and _digest(token.strip()) in self._token_digests
+
+    def origin_allowed(self, head: RequestHead) -> bool:
+        """Whether the page that made the request may make it.
+
+        Safe methods may come from anywhere (the browser keeps the answer from a foreign page);
+        upgrades and unsafe methods only from the same origin or a configured one. No Origin: no
+        browser page made the request.
+        """
+        origin = head.special.get(b"origin")
+        if origin is None or (head.method in SAFE_METHODS and not head.upgrade):
+            return True
+        _, _, authority = origin.partition(b"://")
+        return authority == head.special.get(b"host") or origin in self._origins
+
+    def host_allowed(self, host: bytes) -> bool:
+        """Whether the request was made under a name of this gateway.
+
+        Without API tokens a foreign name that resolves to the loopback address would hand the
+        API to any web page (DNS rebinding), so only addresses and known names pass then.
+        """
+        if self._token_digests:
+            return True
+        allowed = self._known_hosts.get(host)
+        if allowed is None:
+            if len(self._known_hosts) >= _MAX_HOSTS:
+                self._known_hosts.clear()
+            allowed = self._known_hosts[host] = self._is_own_name(host)
+        return allowed
+
+    def _is_own_name(self, host: bytes) -> bool:
+        name = _host_name(host.decode("latin-1").lower())
+        if name in self._names or name.endswith(".localhost"):
+            return True
+        if self._preview_domain and name.endswith("." + self._preview_domain):
+            return True
+        try:
+            ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return True
+
+
+def _host_name(authority: str) -> str:
+    """The host of ``host[:port]``, without brackets."""
+    if authority.startswith("["):
+        return authority[1:].partition("]")[0]
+    return authority.partition(":")[0]
+
+
+def _digest(token: bytes) -> bytes:
+    return hashlib.sha256(token).digest()

@@ -1,0 +1,547 @@
+"""One request and its response: find the route, forward, relay.
+
+The usual case makes no task and awaits nothing: cached route, pooled connection, the rewritten
+head in one write, then bytes both ways. Everything that has to wait (a registration under way, a
+dev server that is starting, a new connection) is done by one task that the exchange owns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.errors import Forbidden, GatewayError, SessionNotFound
+from gateway.proxy import http1, pages, tunnel
+from gateway.proxy.http1 import END, Malformed, RequestHead, ResponseHead
+from gateway.proxy.upstream import Pool, UpstreamConnection, UpstreamUnreachable
+from gateway.session import ENDED, PENDING, Route, SessionId, State
+
+if TYPE_CHECKING:
+    from gateway.proxy.listener import ClientConnection
+    from gateway.proxy.place import Place
+    from gateway.proxy.plane import DataPlane
+    from gateway.proxy.routes import Entry
+
+log: Final = logging.getLogger(__name__)
+
+#: RFC 9110 9.2.2; only these are ever sent a second time, and only without content.
+_IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+
+
+#: Pages are self-contained; they may be shown in a frame, as previews are.
+_PAGE_POLICY: Final = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'"
+)
+
+
+class UpgradeTimeout(GatewayError):
+    """The dev server did not answer an upgrade request."""
+
+    status = 504
+    code = "upgrade_timeout"
+    title = "Upgrade not answered"
+
+
+class BadUpstreamResponse(GatewayError):
+    """What the dev server sent is no valid HTTP response."""
+
+    status = 502
+    code = "bad_upstream_response"
+    title = "Bad response from the dev server"
+
+
+class Exchange:
+    """A request under way on a client connection."""
+
+    __slots__ = (
+                "_chunked",
+        "_early",
+        "_keep_alive",
+        "_out",
+        "_pool",
+        "_request_complete",
+        "_response",
+        "_task",
+        "_timer",
+        "_upstream",
+        "answered",
+        "authorized",
+        "client",
+        "head",
+        "place",
+        "plane",
+        "upstream_blocked",
+    )
+
+    def __init__(self, client: ClientConnection, head: RequestHead, place: Place) -> None:
+        self.client = client
+        self.plane: DataPlane = client.plane
+        self.head = head
+        self.place = place
+        self.upstream_blocked = False
+        #: The request carried one of the gateway's own tokens.
+        self.authorized = False
+        #: The final response has begun.
+        self.answered = False
+        self._upstream: UpstreamConnection | None = None
+        self._pool: Pool | None = None
+        self._out = b""
+        self._early: list[bytes] = []
+        self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._response: ResponseHead | None = None
+        self._request_complete = False
+        self._chunked = False
+        self._keep_alive = False
+
+    # -- forward ---------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Forward at once if route and connection are at hand; else let a task wait for them."""
+        place, plane = self.place, self.plane
+        if place.session_id is None:
+            pool = plane.control
+            self._out = place.control_head(self.head, self.client.peer_host)
+        else:
+            entry = plane.routes.get(place.session_id, plane.now())
+            if entry is None or not self._may_forward(entry):
+                self._wait(self._find_route(SessionId(place.session_id)))
+                return
+            pool = plane.pool(entry)
+            self._out = place.preview_head(self.head, pool, entry.route)
+        self._pool = pool
+        upstream = None if self.head.upgrade else pool.take()
+        if upstream is None:
+            self._wait(self._connect())
+        else:
+            self._send(upstream)
+
+    def _may_forward(self, entry: Entry) -> bool:
+        route = entry.route
+        return (
+            route.state is State.READY
+            and route.endpoint is not None
+            and self.place.reserved is None
+            and self.(route.public or self.authorized)
+        )
+
+    def _send(self, upstream: UpstreamConnection) -> None:
+        self._upstream = upstream
+        upstream.send(self, self._out, self.head.method)
+        if self.head.upgrade:
+            self._timer = asyncio.get_running_loop().call_later(
+                self.plane.settings.upgrade_timeout_seconds, self._upgrade_timed_out
+            )
+        early, self._early = self._early, []
+        for data in early:
+            self.request_content(data)
+        if self._request_complete and self.head.chunked:
+            upstream.transport.write(http1.LAST_CHUNK)
+        if early:
+            self.client.update_reading()
+
+    def request_content(self, data: bytes) -> None:
+        """A part of the request's content has come in."""
+        if self._upstream is None:
+            self._early.append(data)  # the client is paused meanwhile: see `blocked`
+        else:
+            self._upstream.transport.write(http1.chunk(data) if self.head.chunked else data)
+
+    def request_end(self) -> None:
+        """The request is complete."""
+        self._request_complete = True
+        if self._upstream is not None and self.head.chunked:
+            self._upstream.transport.write(http1.LAST_CHUNK)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the client must not send more content for now."""
+        return self.upstream_blocked or bool(self._early)
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    def _wait(self, coroutine: Any) -> None:
+        self._task = asyncio.create_task(
+            self._guarded(coroutine), name=f"exchange {self.place.session_id or 'control'}"
+        )
+
+    async def _guarded(self, coroutine: Any) -> None:
+        try:
+            await coroutine
+        except GatewayError as exc:
+            self._fail(exc)
+        except Exception:
+            log.exception("exchange for %s failed", self.place.session_id)
+            self._fail(GatewayError("the gateway failed; its log says why"))
+
+    async def _find_route(self, session_id: SessionId) -> None:
+        plane = self.plane
+        entry = plane.routes.get(session_id, plane.now())
+        if entry is None:
+            entry = await plane.routes.resolve(session_id)
+        if not (entry.route.public or self.authorized):
+            # The same answer as for an unknown id, so that ids cannot be probed.
+            raise SessionNotFound(session_id)
+        if self.place.reserved is not None:
+            await self._connect_reserved(session_id)
+            return
+        entry = await self._until_ready(session_id, entry)
+        if entry is not None:
+            await self._connect_ready(session_id, entry, may_wake=True)
+
+    async def _until_ready(self, session_id: SessionId, entry: Entry) -> Entry | None:
+        """Hold the request while the dev server starts; None if it has been answered."""
+        plane, route = self.plane, entry.route
+        if route.state is State.SLEEPING:
+            await plane.waker.wake(session_id, generation=route.generation)
+        if route.state in PENDING:
+            if http1.wants_page(self.head) and not self.head.upgrade:
+                self._answer_page(
+                    503,
+                    pages.starting(route, events_url=self.place.events_url),
+                    retry_after=1,
+                )
+                return None
+            entry = await plane.routes.settled(
+                session_id, entry, seconds=plane.settings.hold_seconds
+            )
+        return self._checked(entry)
+
+    def _checked(self, entry: Entry) -> Entry | None:
+        """The entry if it can be forwarded to; else the request is answered."""
+        route = entry.route
+        if route.state is State.READY and route.endpoint is not None:
+            return entry
+        if route.state in ENDED or route.state is State.STOPPING:
+            self._answer_ended(route)
+        else:
+            self._answer_problem(
+                503,
+                "preview_starting",
+                "Preview is starting",
+                f"the dev server of {route.id} is not ready yet; try again",
+                retry_after=1,
+            )
+        return None
+
+    async def _connect_ready(
+        self, session_id: SessionId, entry: Entry, *, may_wake: bool
+    ) -> None:
+        route = entry.route
+        pool = self._pool = self.plane.pool(entry)
+        self._out = self.place.preview_head(self.head, pool, route)
+        try:
+            await self._connect()
+        except UpstreamUnreachable:
+            # Its owner may be gone: then the session starts anew, and the request waits for it.
+            if not may_wake or not await self.plane.waker.wake(
+                session_id, generation=route.generation
+            ):
+                raise
+            entry = await self.plane.routes.resolve(session_id)
+            again = await self._until_ready(session_id, entry)
+            if again is not None:
+                await self._connect_ready(session_id, again, may_wake=False)
+
+    async def _connect_reserved(self, session_id: SessionId) -> None:
+        self._pool = self.plane.control
+        self._out = self.place.control_head(self.head, self.client.peer_host)
+        await self._connect()
+
+    async def _connect(self) -> None:
+        assert self._pool is not None  # noqa: S101 - set by every caller
+        upstream = await self._pool.open()
+        self._send(upstream)
+
+    # -- the response ----------------------------------------------------------------------------
+
+    def response_events(self, events: deque[Any]) -> None:
+        """Relay what the dev server has sent; all of one read goes out in one write."""
+        out: list[bytes] = []
+        finished = False
+        while events:
+            event = events.popleft()
+            if event is END:
+                if self._response is None:
+                    continue  # the end of an interim response
+                finished = True
+                break
+            if type(event) is bytes:
+                if event and self.head.method != b"HEAD":
+                    out.append(http1.chunk(event) if self._chunked else event)
+            elif type(event) is ResponseHead:
+                if event.status == 101:
+                    self._switch(event, out)
+                    return
+                self._relay_head(event, out)
+            else:
+                self._write(out)
+                self._broken(event)
+                return
+        if finished and self._chunked and self.head.method != b"HEAD":
+            out.append(http1.LAST_CHUNK)
+        self._write(out)
+        if finished:
+            self._finish()
+
+    def _write(self, out: list[bytes]) -> None:
+        if out:
+            self.client.transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def _relay_head(self, response: ResponseHead, out: list[bytes]) -> None:
+        head = self.head
+        if response.status < 200:
+            # RFC 9110 15.2: interim responses are passed on, but never to a HTTP/1.0 client.
+            if not head.http10:
+                out.append(
+                    http1.response_head(
+                        response, extra=self.plane.replica_field, connection=b"", chunked=False
+                    )
+                )
+            return
+        self._response = response
+        if self._timer is not None:
+            self._timer.cancel()
+        self.answered = True
+        self._keep_alive = (
+            head.keep_alive and not head.upgrade and not self.client.closing_soon
+        )
+        if response.chunked or response.until_close:
+            if head.http10:
+                self._keep_alive = self._keep_alive and head.method == b"HEAD"
+            else:
+                self._chunked = True
+        self.plane.stats.count(response.status)
+        self.place.rewrite(response, head, self._pool)
+        out.append(
+            http1.response_head(
+                response,
+                extra=self.plane.replica_field,
+                connection=_connection_value(head, keep_alive=self._keep_alive),
+                chunked=self._chunked and head.method != b"HEAD",
+                to_head=head.method == b"HEAD",
+            )
+        )
+
+    def _finish(self) -> None:
+        """The response is complete: part from the upstream, and let the client go on."""
+        upstream, response = self._upstream, self._response
+        self._upstream = None
+        if upstream is not None and response is not None:
+            upstream.release(
+                reusable=response.keep_alive
+                and not response.until_close
+                and self._request_complete
+                and not self.head.upgrade
+            )
+        self.client.exchange_done(keep_alive=self._keep_alive)
+
+    def _broken(self, malformed: Malformed) -> None:
+        """The dev server sent what is no HTTP: nothing of its connection is used again."""
+        self._drop_upstream()
+        if self.answered:
+            self.client.abort()
+        else:
+            self._fail(BadUpstreamResponse(f"the dev server's answer is refused: {malformed.message}"))
+
+    def upstream_lost(self, exc: Exception | None) -> None:
+        """The connection ended before the response did."""
+        upstream, self._upstream = self._upstream, None
+        if self.answered:
+            # The client must see that the content is incomplete: no last chunk, or too short.
+            self.client.abort()
+            return
+        if (
+            upstream is not None
+            and upstream.reused
+            and not upstream.parser.in_message
+            and self.head.bodyless
+            and self.head.method in _IDEMPOTENT
+        ):
+            # The pooled connection was closed as the request went out: once more on a new one.
+            self._wait(self._connect())
+            return
+        self._fail(
+            UpstreamUnreachable(f"the dev server closed the connection without an answer ({exc})")
+        )
+
+    def upstream_paused(self) -> None:
+        """Stop taking content from the client."""
+        self.upstream_blocked = True
+        self.client.update_reading()
+
+    def upstream_resumed(self) -> None:
+        """Take content from the client again."""
+        self.upstream_blocked = False
+        self.client.update_reading()
+
+    def client_paused(self) -> None:
+        """The client takes no more for now."""
+        if self._upstream is not None and not self._upstream.transport.is_closing():
+            self._upstream.transport.pause_reading()
+
+    def client_resumed(self) -> None:
+        """The client takes more again."""
+        if self._upstream is not None and not self._upstream.transport.is_closing():
+            self._upstream.transport.resume_reading()
+
+    def cancel(self) -> None:
+        """The client is gone: end everything that was done for it."""
+        if self._task is not None:
+            self._task.cancel()
+        self._drop_upstream()
+
+    def _drop_upstream(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        upstream, self._upstream = self._upstream, None
+        if upstream is not None:
+            upstream.close()
+
+    # -- upgrades --------------------------------------------------------------------------------
+
+    def _switch(self, response: ResponseHead, out: list[bytes]) -> None:
+        """Become a tunnel, if the 101 is the answer to what was asked (RFC 6455 4.1)."""
+        upstream = self._upstream
+        problem = self._switch_problem(response)
+        if problem or upstream is None:
+            self._write(out)
+            self._broken(Malformed(502, problem))
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._upstream = None
+        special = self.head.special
+        protocol = response.special.get(b"sec-websocket-protocol", b"")
+        out.append(
+            http1.switching_head(
+                response,
+                upgrade=response.special[b"upgrade"],
+                protocol=protocol if b"sec-websocket-protocol" in special else b"",
+                extra=self.plane.replica_field,
+            )
+        )
+        self._write(out)
+        self.plane.stats.count(101)
+        self.client.become_tunnel(
+            tunnel.join(
+                self.client.transport,
+                upstream.detach(),
+                to_client=upstream.parser.tail,
+                to_upstream=self.client.parser.tail,
+                on_close=self.client.tunnel_closed,
+            )
+        )
+
+    def _switch_problem(self, response: ResponseHead) -> str:
+        head = self.head
+        if not head.upgrade:
+            return "101 without a request to upgrade"
+        token = response.special.get(b"upgrade", b"")
+        if token.lower() != head.upgrade.lower():
+            return "101 to another protocol than the one asked for"
+        if token.lower() == b"websocket":
+            key = head.special.get(b"sec-websocket-key", b"")
+            if response.special.get(b"sec-websocket-accept", b"") != http1.accept_key(key):
+                return "wrong Sec-WebSocket-Accept"
+        return ""
+
+    def _upgrade_timed_out(self) -> None:
+        self._drop_upstream()
+        seconds = self.plane.settings.upgrade_timeout_seconds
+        self._fail(
+            UpgradeTimeout(
+                f"the dev server did not answer the upgrade within {seconds:g} s: check the "
+                "socket's path and subprotocol"
+            )
+        )
+
+    # -- answers of the gateway's own ------------------------------------------------------------
+
+    def _fail(self, exc: GatewayError) -> None:
+        if self.answered:
+            self.client.abort()
+            return
+        self.plane.stats.errors[exc.code] += 1
+        if http1.wants_page(self.head) and self.place.session_id is not None:
+            self._answer_page(exc.status, _error_page(exc), retry_after=exc.retry_after)
+            return
+        extra: dict[str, Any] = {}
+        if isinstance(exc, SessionNotFound):
+            # The shape that callers of older gateways look for.
+            extra = {
+                "success": False,
+                "error": "Preview session not found",
+                "sessionId": exc.session_id,
+            }
+        self._answer_problem(
+            exc.status, exc.code, exc.title, str(exc), retry_after=exc.retry_after, **extra
+        )
+
+    def _answer_ended(self, route: Route) -> None:
+        if http1.wants_page(self.head):
+            failed = route.state is State.FAILED
+            self._answer_page(410, pages.failed(route) if failed else pages.gone(route))
+            return
+        self._answer_problem(
+            410,
+            "session_ended",
+            "Session ended",
+            f"session {route.id} is {route.state}: {route.reason or 'no reason given'}",
+            state=str(route.state),
+            reason=route.reason,
+            sessionId=route.id,
+        )
+
+    def _answer_page(self, status: int, page: bytes, *, retry_after: int | None = None) -> None:
+        fields = [
+            ("Content-Security-Policy", _PAGE_POLICY),
+            ("X-Content-Type-Options", "nosniff"),
+        ]
+        self.client.answer(
+            status,
+            page,
+            content_type="text/html; charset=utf-8",
+            fields=fields,
+            retry_after=retry_after,
+        )
+
+    def _answer_problem(
+        self,
+        status: int,
+        code: str,
+        title: str,
+        detail: str,
+        *,
+        retry_after: int | None = None,
+        **extra: Any,
+    ) -> None:
+        self.client.answer_problem(
+            status, code, title, detail, retry_after=retry_after, extra=extra
+        )
+
+
+def forbidden_origin(head: RequestHead) -> Forbidden:
+    """The error for a request from a page of another site."""
+    origin = head.special.get(b"origin", b"").decode("latin-1")
+    return Forbidden(
+        f"origin {origin} may not do this: open the preview under its own address, or add the "
+        "origin to GATEWAY_CORS_ORIGINS"
+    )
+
+
+def _connection_value(head: RequestHead, *, keep_alive: bool) -> bytes:
+    if not keep_alive:
+        return b"close"
+    return b"keep-alive" if head.http10 else b""
+
+
+def _error_page(exc: GatewayError) -> bytes:
+    if isinstance(exc, SessionNotFound):
+        return pages.not_found(exc.session_id, 0.0)
+    if exc.retry_after is not None:
+        return pages.unavailable(str(exc), exc.retry_after)
+    return pages.bad_gateway(str(exc))

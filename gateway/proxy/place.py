@@ -1,0 +1,140 @@
+"""Where a request goes: to the control plane or to a preview, and in which words. Pure.
+
+Path mode: ``/preview/<id>/...``. Subdomain mode: ``<id>.<preview_domain>``. The request target is
+never decoded, collapsed or re-encoded: what does not literally begin with a preview's prefix is
+no request for that preview.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway.proxy import http1
+from gateway.proxy.http1 import RequestHead, ResponseHead
+from gateway.proxy.upstream import Pool
+from gateway.session import Route, is_session_id
+
+PREFIX: Final = b"/preview/"
+#: Below a preview's base, for the gateway's own use: the starting page's event stream.
+RESERVED: Final = b".preview/"
+#: Requests of the data plane itself to the control plane; no client can send this prefix.
+INTERNAL: Final = b"/-/"
+#: Below a preview's base: the dev server's HMR socket, whatever its own path and token.
+HMR: Final = b"hmr"
+
+
+class Place:
+    """What the target and the host name say about a request."""
+
+    __slots__ = ("base", "misplaced", "reserved", "rest", "session_id")
+
+    def __init__(
+        self,
+        session_id: str | None,
+        base: bytes = b"/",
+        rest: bytes = b"",
+        *,
+        misplaced: bool = False,
+    ) -> None:
+        self.session_id = session_id
+        #: The public path prefix of the preview, with a slash at both ends.
+        self.base = base
+        #: What follows ``base`` in the target, query included.
+        self.rest = rest
+        #: A preview was meant, but the slash behind the id is missing.
+        self.misplaced = misplaced
+        self.reserved = (
+            rest[len(RESERVED) :] if session_id is not None and rest.startswith(RESERVED) else None
+        )
+
+    @property
+    def events_url(self) -> str:
+        """Where the starting page finds its events."""
+        return (self.base + RESERVED + b"events").decode("latin-1")
+
+    def control_head(self, head: RequestHead, peer_host: bytes) -> bytes:
+        """The head for the control plane, which must know how it was called."""
+        target = None
+        if self.session_id is not None and self.reserved is not None:
+            target = INTERNAL + b"previews/" + self.session_id.encode() + b"/" + self.reserved
+        return http1.request_head(
+            head,
+            host=head.special.get(b"host", b"localhost"),
+            origin=head.special.get(b"origin"),
+            target=target,
+            extra=(b"X-Forwarded-For: " + peer_host,),
+        )
+
+    def preview_head(self, head: RequestHead, pool: Pool, route: Route) -> bytes:
+        """The head for the dev server, in header profile A."""
+        if head.upgrade and self.rest.partition(b"?")[0] == HMR and route.hmr.protocol:
+            return self._hmr_head(head, pool, route)
+        return http1.request_head(head, host=pool.host, origin=pool.origin)
+
+    def _hmr_head(self, head: RequestHead, pool: Pool, route: Route) -> bytes:
+        """The well-known HMR address: the dev server's own path and subprotocol are put in.
+
+        The gateway has checked Origin already; without one, Vite asks for no token (ws.ts).
+        """
+        extra: tuple[bytes, ...] = ()
+        if b"sec-websocket-protocol" not in head.special:
+            extra = (b"Sec-WebSocket-Protocol: " + route.hmr.protocol.encode(),)
+        target = (route.base + route.hmr.path).encode()
+        return http1.request_head(head, host=pool.host, target=target, extra=extra)
+
+    def rewrite(self, response: ResponseHead, head: RequestHead, pool: Pool | None) -> None:
+        """Put right what the dev server, which believes to be at ``pool.origin``, says of itself."""
+        if self.session_id is None or pool is None:
+            return
+        special = response.special
+        location = special.get(b"location")
+        if location is not None and location.startswith(pool.origin + b"/"):
+            special[b"location"] = location[len(pool.origin) :]
+        allowed = special.get(b"access-control-allow-origin")
+        if allowed == pool.origin and b"origin" in head.special:
+            special[b"access-control-allow-origin"] = head.special[b"origin"]
+
+
+_CONTROL: Final = Place(None)
+
+
+class Places:
+    """Tells places apart; knows whether there is a subdomain mode."""
+
+    def __init__(self, preview_domain: str) -> None:
+        self._domain = preview_domain
+        self._suffix = b"." + preview_domain.partition(":")[0].encode() if preview_domain else b""
+
+    def of(self, head: RequestHead) -> Place:
+        """The place of a request."""
+        if self._suffix:
+            place = self._by_host(head)
+            if place is not None:
+                return place
+        target = head.target
+        if not target.startswith(PREFIX):
+            return _CONTROL
+        path, question, _ = target.partition(b"?")
+        end = path.find(b"/", len(PREFIX))
+        name = path[len(PREFIX) : end if end >= 0 else None].decode("latin-1")
+        if not is_session_id(name):
+            return Place(name)
+        base = PREFIX + name.encode() + b"/"
+        if end < 0:
+            return Place(name, base, target[len(path) :] if question else b"", misplaced=True)
+        return Place(name, base, target[len(base) :])
+
+    def moved(self, head: RequestHead, place: Place) -> str | None:
+        """Where the client is sent instead, if the address is not quite the preview's."""
+        path_mode = place.base != b"/"
+        if self._domain and path_mode and not head.upgrade:
+            return f"//{place.session_id}.{self._domain}/{place.rest.decode('latin-1')}"
+        if place.misplaced:
+            return (place.base + place.rest).decode("latin-1")
+        return None
+
+    def _by_host(self, head: RequestHead) -> Place | None:
+        host = head.special.get(b"host", b"").lower().partition(b":")[0]
+        if not host.endswith(self._suffix):
+            return None
+        return Place(host[: -len(self._suffix)].decode("latin-1"), b"/", head.target[1:])

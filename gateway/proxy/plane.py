@@ -1,0 +1,88 @@
+"""What all connections of one data plane share: routes, pools, access rules, counters."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable
+from typing import Final, cast
+
+from gateway.proxy.access import Access
+from gateway.proxy.place import Places
+from gateway.proxy.routes import Entry, RouteTable, Waker
+from gateway.proxy.upstream import Pool, tcp_connect, unix_connect
+from gateway.settings import Settings
+
+#: aiohttp keeps idle connections for 75 s; ours let go before that.
+_CONTROL_IDLE_SECONDS: Final = 60.0
+
+
+class PlaneStats:
+    """Plain counters, since start; ``/metrics`` reads them."""
+
+    def __init__(self) -> None:
+        self.responses: dict[int, int] = {}
+        self.errors: Counter[str] = Counter()
+        self.tunnels = 0
+
+    def count(self, status: int) -> None:
+        """A response with this status was sent on."""
+        self.responses[status] = self.responses.get(status, 0) + 1
+
+
+class DataPlane:
+    """The state of the data plane. One event loop; nothing here waits."""
+
+    def __init__(
+        self, settings: Settings, *, routes: RouteTable, waker: Waker, control_socket: str
+    ) -> None:
+        self.settings = settings
+        self.routes = routes
+        self.waker = waker
+        self.stats = PlaneStats()
+        self.places = Places(settings.preview_domain)
+        self.access = Access(
+            tokens=settings.tokens,
+            allowed_origins=settings.cors_origins,
+            public_url=settings.public_url,
+            preview_domain=settings.preview_domain,
+            listen_host=settings.host,
+        )
+        self.replica_field = f"X-Preview-Replica: {settings.replica}\r\n".encode()
+        self.pools: set[Pool] = set()
+        self.control = Pool(
+            unix_connect(control_socket),
+            name="the control plane",
+            connect_timeout_seconds=settings.connect_timeout_seconds,
+            max_connections=settings.max_connections,
+            max_head=settings.max_head_bytes,
+            idle_seconds=_CONTROL_IDLE_SECONDS,
+        )
+        self.pools.add(self.control)
+        self.now: Callable[[], float] = asyncio.get_running_loop().time
+
+    def pool(self, entry: Entry) -> Pool:
+        """The pool of a ready route's generation; it ends when the route is replaced."""
+        if entry.pool is None:
+            endpoint = entry.route.endpoint
+            assert endpoint is not None  # noqa: S101 - a ready route has one
+            authority = b"localhost:%d" % endpoint.port
+            pool = entry.pool = Pool(
+                tcp_connect(endpoint),
+                name=f"the dev server of {entry.route.id}",
+                connect_timeout_seconds=self.settings.connect_timeout_seconds,
+                max_connections=self.settings.max_connections_per_preview,
+                max_head=self.settings.max_head_bytes,
+                host=authority,
+                origin=b"http://" + authority,
+            )
+            self.pools.add(pool)
+        return cast("Pool", entry.pool)
+
+    def sweep_pools(self) -> None:
+        """Close idle upstream connections, forget pools whose generation is over."""
+        now = self.now()
+        for pool in tuple(self.pools):
+            pool.drop_idle(now)
+            if pool.retired and not len(pool):
+                self.pools.discard(pool)

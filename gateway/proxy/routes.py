@@ -1,0 +1,288 @@
+"""The route table: what this process knows about sessions, kept true by push.
+
+A lookup is one dictionary access. A miss registers for the push first and reads the registry
+then, so that no registration can slip in between; if there is no record it waits, without
+polling, for the registration under way. A route is used no longer than ``max_age_seconds`` after
+it was last confirmed; while the registry is unreachable the last known route is used instead and
+counted as stale, and an unknown id is RegistryUnavailable, never "not found".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from gateway.errors import RegistryUnavailable, SessionNotFound
+from gateway.registry.base import Registry, Subscriber
+from gateway.session import PENDING, Route, SessionId
+
+log: Final = logging.getLogger(__name__)
+
+#: Routes kept at most; the ones unused for longest go first.
+MAX_ROUTES: Final = 100_000
+
+
+class Waker(Protocol):
+    """Brings a session's dev server back; implemented by the life cycle."""
+
+    async def wake(self, session_id: SessionId, *, generation: int) -> bool:
+        """See to it that a dev server newer than ``generation`` is on its way.
+
+        For a session that sleeps, or whose owner is gone. True if one is (or was already)
+        starting, False if the session is well as it is. Raises GatewayError.
+        """
+
+
+@dataclass(slots=True)
+class RouteStats:
+    """Counters, since start."""
+
+    reads: int = 0
+    stale: int = 0
+    not_found: int = 0
+
+
+class Entry:
+    """A cached route. ``pool`` belongs to whoever forwards to it; a replaced entry is retired."""
+
+    __slots__ = ("confirmed_at", "pool", "route")
+
+    def __init__(self, route: Route, confirmed_at: float) -> None:
+        self.route = route
+        self.confirmed_at = confirmed_at
+        self.pool: Retirable | None = None
+
+
+class Retirable(Protocol):
+    """Something that belongs to one generation of a session and ends with it."""
+
+    def retire(self) -> None:
+        """Take no new work and let go of what is idle. Called once."""
+
+
+class RouteTable:
+    """Routes by session id. Everything runs on one event loop; times are ``clock`` seconds."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        *,
+        wait_seconds: float,
+        max_age_seconds: float,
+        clock: Callable[[], float],
+    ) -> None:
+        self._registry = registry
+        self._wait_seconds = wait_seconds
+        self._max_age = max_age_seconds
+        self._clock = clock
+        self._entries: dict[str, Entry] = {}
+        self._waiters: dict[str, set[asyncio.Future[Route]]] = {}
+        self._reads: dict[str, asyncio.Task[Route | None]] = {}
+        self._linked = False
+        self._unsubscribe: Callable[[], None] | None = None
+        self.stats = RouteStats()
+
+    def open(self) -> None:
+        """Begin to listen to changes."""
+        self._unsubscribe = self._registry.subscribe(
+            Subscriber(changed=self.changed, synced=self._synced, lost=self._lost)
+        )
+
+    async def close(self) -> None:
+        """Stop listening and end reads under way; waiters are cancelled."""
+        if self._unsubscribe is not None:
+            self._unsubscribe()
+            self._unsubscribe = None
+        reads = list(self._reads.values())
+        for read in reads:
+            read.cancel()
+        await asyncio.gather(*reads, return_exceptions=True)
+        for waiters in self._waiters.values():
+            for waiter in waiters:
+                waiter.cancel()
+        for entry in self._entries.values():
+            _retire(entry)
+        self._entries.clear()
+
+    # -- the hot path ----------------------------------------------------------------------------
+
+    def get(self, session_id: str, now: float) -> Entry | None:
+        """The entry, if it may be used without asking the registry."""
+        entry = self._entries.get(session_id)
+        if entry is None or now - entry.confirmed_at > self._max_age:
+            return None
+        return entry
+
+    # -- waiting ---------------------------------------------------------------------------------
+
+    async def resolve(self, session_id: SessionId) -> Entry:
+        """The entry, read from the registry; waits for a registration under way.
+
+        Raises SessionNotFound after the wait, RegistryUnavailable if the registry does not
+        answer and no earlier answer is known.
+        """
+        started = self._clock()
+        with _Waiter(self._waiters, session_id) as waiter:
+            try:
+                route = await self._read(session_id)
+            except RegistryUnavailable:
+                entry = self._entries.get(session_id)
+                if entry is None:
+                    raise
+                self.stats.stale += 1
+                return entry
+            if route is None:
+                route = await self._registration(session_id, waiter, started)
+        return self._keep(route)
+
+    async def settled(self, session_id: SessionId, entry: Entry, *, seconds: float) -> Entry:
+        """Wait until the session is no longer pending; the entry as it is after ``seconds``."""
+        deadline = self._clock() + seconds
+        with _Waiter(self._waiters, session_id) as waiter:
+            entry = self._entries.get(session_id, entry)
+            while entry.route.state in PENDING:
+                remaining = deadline - self._clock()
+                if remaining <= 0:
+                    break
+                # Pushes wake the wait; the bound is for one that was lost.
+                await asyncio.wait((waiter.future,), timeout=min(remaining, self._max_age))
+                if not waiter.future.done():
+                    entry = await self.resolve(session_id)
+                    continue
+                waiter.renew()
+                entry = self._entries.get(session_id, entry)
+        return entry
+
+    async def _registration(self, session_id: SessionId, waiter: _Waiter, started: float) -> Route:
+        await asyncio.wait((waiter.future,), timeout=self._wait_seconds)
+        if waiter.future.done():
+            return waiter.future.result()
+        # A push may have been lost: only the registry itself can say "not found".
+        route = await self._read(session_id)
+        if route is None:
+            self.stats.not_found += 1
+            raise SessionNotFound(session_id, waited=self._clock() - started)
+        return route
+
+    async def _read(self, session_id: SessionId) -> Route | None:
+        """Read the registry; concurrent readers of one id share one read."""
+        read = self._reads.get(session_id)
+        if read is None:
+            self.stats.reads += 1
+            read = asyncio.create_task(self._read_now(session_id), name=f"route read {session_id}")
+            self._reads[session_id] = read
+            read.add_done_callback(lambda _: self._reads.pop(session_id, None))
+        return await asyncio.shield(read)
+
+    async def _read_now(self, session_id: SessionId) -> Route | None:
+        session = await self._registry.session(session_id)
+        return session.route if session is not None else None
+
+    # -- changes ---------------------------------------------------------------------------------
+
+    def changed(self, route: Route) -> None:
+        """Take in a route that was pushed. Ids that nobody asked for here are not kept."""
+        waiters = self._waiters.get(route.id)
+        if waiters is None and route.id not in self._entries:
+            return
+        self._keep(route)
+        for waiter in waiters or ():
+            if not waiter.done():
+                waiter.set_result(route)
+
+    def _keep(self, route: Route) -> Entry:
+        """Store ``route`` unless a newer one is known; returns the entry that holds."""
+        entry = self._entries.get(route.id)
+        now = self._clock()
+        if entry is None:
+            if len(self._entries) >= MAX_ROUTES:
+                _retire(self._entries.pop(next(iter(self._entries))))
+            entry = self._entries[route.id] = Entry(route, now)
+        elif route.newer_than(entry.route):
+            if (route.generation, route.endpoint) != (
+                entry.route.generation,
+                entry.route.endpoint,
+            ):
+                _retire(entry)
+                entry.pool = None
+            entry.route = route
+            entry.confirmed_at = now
+        elif not entry.route.newer_than(route):
+            entry.confirmed_at = now
+        return entry
+
+    def _synced(self) -> None:
+        """The push link is up again: what was missed meanwhile is read again on next use."""
+        self._linked = True
+        for entry in self._entries.values():
+            entry.confirmed_at = float("-inf")
+        for session_id, waiters in self._waiters.items():
+            if waiters:
+                self._read_for_waiters(SessionId(session_id))
+
+    def _read_for_waiters(self, session_id: SessionId) -> None:
+        """A registration may have been missed while the link was down: ask for it once."""
+
+        def told(read: asyncio.Task[Route | None]) -> None:
+            self._reads.pop(session_id, None)
+            if read.cancelled():
+                return
+            if (exc := read.exception()) is not None:
+                log.warning("route read of %s failed: %s", session_id, exc)
+            elif (route := read.result()) is not None:
+                self.changed(route)
+
+        if session_id not in self._reads:
+            read = asyncio.create_task(self._read_now(session_id), name=f"route read {session_id}")
+            self._reads[session_id] = read
+            read.add_done_callback(told)
+
+    def _lost(self) -> None:
+        self._linked = False
+
+    @property
+    def linked(self) -> bool:
+        """Whether changes are being pushed to this table."""
+        return self._linked
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class _Waiter:
+    """A future that the next push of one id completes; gone when the ``with`` block ends."""
+
+    __slots__ = ("_session_id", "_waiters", "future")
+
+    def __init__(
+        self, waiters: dict[str, set[asyncio.Future[Route]]], session_id: SessionId
+    ) -> None:
+        self._waiters = waiters
+        self._session_id = session_id
+
+    def __enter__(self) -> _Waiter:
+        self.future: asyncio.Future[Route] = asyncio.get_running_loop().create_future()
+        self._waiters.setdefault(self._session_id, set()).add(self.future)
+        return self
+
+    def renew(self) -> None:
+        """Wait for one more push."""
+        waiters = self._waiters[self._session_id]
+        waiters.discard(self.future)
+        self.future = asyncio.get_running_loop().create_future()
+        waiters.add(self.future)
+
+    def __exit__(self, *_: object) -> None:
+        waiters = self._waiters[self._session_id]
+        waiters.discard(self.future)
+        if not waiters:
+            del self._waiters[self._session_id]
+
+
+def _retire(entry: Entry) -> None:
+    if entry.pool is not None:
+        entry.pool.retire()
+        entry.pool = None

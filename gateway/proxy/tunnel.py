@@ -1,0 +1,83 @@
+"""The byte relay after ``101 Switching Protocols``: two transports, back-pressure, half-close.
+
+Each side is the ``asyncio.Protocol`` of one transport and writes to the other. A side that
+cannot take more pauses reading on the other, so that at most the transports' write buffers are
+held. An end of stream on one side is passed on as an end of stream; a loss closes the other side.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+#: Bytes that may wait in a transport before the other side is paused.
+HIGH_WATER: Final = 128 * 1024
+
+
+class TunnelSide(asyncio.Protocol):
+    """One end of a tunnel."""
+
+    __slots__ = ("_ended", "_on_close", "peer", "transport")
+
+    peer: TunnelSide
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self.transport = transport
+        self._ended = False
+        self._on_close: Callable[[], None] | None = None
+
+    def data_received(self, data: bytes) -> None:
+        self.peer.transport.write(data)
+
+    def eof_received(self) -> bool:
+        """Pass the end of stream on; the tunnel lives until both sides have ended."""
+        self._ended = True
+        peer = self.peer
+        if peer._ended or not peer.transport.can_write_eof():
+            peer.transport.close()
+            return False
+        peer.transport.write_eof()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.peer.transport.close()
+        if self._on_close is not None:
+            on_close, self._on_close = self._on_close, None
+            on_close()
+
+    def pause_writing(self) -> None:
+        self.peer.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if not self.peer.transport.is_closing():
+            self.peer.transport.resume_reading()
+
+
+def join(
+    client: asyncio.Transport,
+    upstream: asyncio.Transport,
+    *,
+    to_client: bytes,
+    to_upstream: bytes,
+    on_close: Callable[[], None],
+) -> TunnelSide:
+    """Make a tunnel of two transports; ``on_close`` is called once, when the client's is lost.
+
+    ``to_client`` and ``to_upstream`` are what has arrived already behind the two heads. Returns
+    the client's side.
+    """
+    near, far = TunnelSide(client), TunnelSide(upstream)
+    near.peer, far.peer = far, near
+    near._on_close = on_close
+    for transport, side in ((client, near), (upstream, far)):
+        transport.set_write_buffer_limits(high=HIGH_WATER)
+        transport.set_protocol(side)
+    if to_client:
+        client.write(to_client)
+    if to_upstream:
+        upstream.write(to_upstream)
+    for transport in (client, upstream):
+        if not transport.is_closing():
+            transport.resume_reading()
+    return near
