@@ -57,7 +57,7 @@ class Exchange:
     """A request under way on a client connection."""
 
     __slots__ = (
-                "_chunked",
+        "_chunked",
         "_early",
         "_keep_alive",
         "_out",
@@ -125,7 +125,7 @@ class Exchange:
             route.state is State.READY
             and route.endpoint is not None
             and self.place.reserved is None
-            and self.(route.public or self.authorized)
+            and (route.public or self.authorized)
         )
 
     def _send(self, upstream: UpstreamConnection) -> None:
@@ -227,9 +227,7 @@ class Exchange:
             )
         return None
 
-    async def _connect_ready(
-        self, session_id: SessionId, entry: Entry, *, may_wake: bool
-    ) -> None:
+    async def _connect_ready(self, session_id: SessionId, entry: Entry, *, may_wake: bool) -> None:
         route = entry.route
         pool = self._pool = self.plane.pool(entry)
         self._out = self.place.preview_head(self.head, pool, route)
@@ -306,9 +304,7 @@ class Exchange:
         if self._timer is not None:
             self._timer.cancel()
         self.answered = True
-        self._keep_alive = (
-            head.keep_alive and not head.upgrade and not self.client.closing_soon
-        )
+        self._keep_alive = head.keep_alive and not head.upgrade and not self.client.closing_soon
         if response.chunked or response.until_close:
             if head.http10:
                 self._keep_alive = self._keep_alive and head.method == b"HEAD"
@@ -345,7 +341,7 @@ class Exchange:
         if self.answered:
             self.client.abort()
         else:
-            self._fail(BadUpstreamResponse(f"the dev server's answer is refused: {malformed.message}"))
+            self._fail(BadUpstreamResponse(f"the dev server's answer is bad: {malformed.message}"))
 
     def upstream_lost(self, exc: Exception | None) -> None:
         """The connection ended before the response did."""

@@ -83,7 +83,7 @@ class Place:
         return http1.request_head(head, host=pool.host, target=target, extra=extra)
 
     def rewrite(self, response: ResponseHead, head: RequestHead, pool: Pool | None) -> None:
-        """Put right what the dev server, which believes to be at ``pool.origin``, says of itself."""
+        """Put right what the dev server, which thinks it is at ``pool.origin``, says of itself."""
         if self.session_id is None or pool is None:
             return
         special = response.special
