@@ -156,6 +156,8 @@ class Session:
     reason: str = ""
     log_tail: str = ""
     ended_at_ms: int = 0
+    #: The end somebody asked for with ``request_stop``; while STOPPING, where the owner moves it.
+    stop_to: State | None = None
 
     @property
     def replica(self) -> str:

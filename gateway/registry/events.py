@@ -1,0 +1,115 @@
+"""A session's event stream as one listener sees it: the past first, then what comes.
+
+The listener is subscribed before the past is read; what arrives meanwhile waits in its feed, and
+what it knows already is left out by its id. So nothing is missed and nothing comes twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, Self
+
+from gateway.errors import RegistryUnavailable
+from gateway.registry.base import StreamEvent
+from gateway.registry.records import decode_pushed_event, event_order
+from gateway.session import SessionId
+
+#: Entries that may wait for a slow listener before it is dropped (it can resume).
+_LONGEST_FEED: Final = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """A part of the stored stream. ``complete``: nothing stored is newer. ``ended``: state then."""
+
+    entries: list[StreamEvent]
+    complete: bool
+    ended: bool
+
+
+class EventStream(AsyncIterator[StreamEvent]):
+    """Iterates over the entries after ``after``; a Listener of the push link."""
+
+    def __init__(
+        self,
+        session_id: SessionId,
+        after: str,
+        read: Callable[[str], Awaitable[Past]],
+        *,
+        longest_feed: int = _LONGEST_FEED,
+    ) -> None:
+        self._session_id = session_id
+        self._last = after
+        self._order = event_order(after)
+        self._read = read
+        self._longest_feed = longest_feed
+        self._past: deque[StreamEvent] = deque()
+        self._caught_up = False
+        self._over = False
+        self._feed: deque[bytes] = deque()
+        self._news = asyncio.Event()
+        self._failure: RegistryUnavailable | None = None
+
+    # -- the push link's side --------------------------------------------------------------------
+
+    def heard(self, payload: bytes) -> None:
+        """Take an entry as published."""
+        if self._failure is None:
+            if len(self._feed) >= self._longest_feed:
+                self.lost(
+                    RegistryUnavailable(
+                        f"{self._longest_feed} events wait for a slow listener: "
+                        "resume after the last one received"
+                    )
+                )
+            else:
+                self._feed.append(payload)
+        self._news.set()
+
+    def lost(self, error: RegistryUnavailable) -> None:
+        """Fail, after what has been heard so far."""
+        self._failure = self._failure or error
+        self._news.set()
+
+    # -- the reader's side -----------------------------------------------------------------------
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StreamEvent:
+        while not self._past and not self._caught_up:
+            await self._read_past()
+        if self._past:
+            event = self._past.popleft()
+        elif self._over:
+            raise StopAsyncIteration
+        else:
+            event = await self._new()
+            self._over = event.type == "end"
+        self._last, self._order = event.id, event_order(event.id)
+        return event
+
+    async def _new(self) -> StreamEvent:
+        """The next entry from the feed that was not part of the past."""
+        while True:
+            while not self._feed:
+                if self._failure:
+                    raise self._failure
+                self._news.clear()
+                await self._news.wait()
+            event = decode_pushed_event(self._session_id, self._feed.popleft())
+            if event_order(event.id) > self._order:
+                return event
+
+    async def _read_past(self) -> None:
+        past = await self._read(self._last)
+        self._past.extend(past.entries)
+        self._caught_up = past.complete
+        self._over = past.ended
+        for event in past.entries:
+            if event.type in {"state", "end"}:
+                # Newer than the state that was read with them: a session begun anew goes on.
+                self._over = event.type == "end"

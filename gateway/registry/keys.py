@@ -1,0 +1,42 @@
+"""Names of the registry's keys and channels.
+
+All keys of a session share the hash tag ``{<id>}``: one slot, so that a script may touch them all.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from gateway.session import SessionId
+
+#: Sorted set of session ids by the time of registration (ms).
+INDEX: Final = "preview:index"
+#: Channel on which every change of every session is published.
+CHANGES: Final = "preview:changes"
+#: Sorted set of replica ids by the time of the last heartbeat (ms).
+REPLICAS: Final = "preview:replicas"
+
+
+def session_key(session_id: SessionId) -> str:
+    """Hash: the session's record."""
+    return f"preview:{{{session_id}}}:session"
+
+
+def files_key(session_id: SessionId) -> str:
+    """Hash: path to packed content (see ``contents``)."""
+    return f"preview:{{{session_id}}}:files"
+
+
+def events_key(session_id: SessionId) -> str:
+    """Stream, and the channel on which its new entries are published."""
+    return f"preview:{{{session_id}}}:events"
+
+
+def session_keys(session_id: SessionId) -> tuple[str, str, str]:
+    """The three keys, in the order in which the scripts expect them."""
+    return session_key(session_id), files_key(session_id), events_key(session_id)
+
+
+def replica_key(replica_id: str) -> str:
+    """String: the replica's lease, expiring by itself."""
+    return f"preview:replica:{replica_id}"
