@@ -84,6 +84,7 @@ class Settings(BaseSettings):
     # -- registry
     redis_url: str = Field(
         "",
+        repr=False,  # it may hold a password
         description="`redis://`, `rediss://` or `unix://` URL of Redis or Valkey. Empty: an "
         "embedded Valkey in `DATA_DIR`.",
     )
@@ -176,7 +177,10 @@ class Settings(BaseSettings):
             return value
         text = value.strip()
         if text.startswith("["):
-            return json.loads(text)
+            try:
+                return json.loads(text)
+            except json.JSONDecodeError as exc:
+                raise ValueError("write a JSON array, or values separated by commas") from exc
         return [part.strip() for part in text.split(",") if part.strip()]
 
     @field_validator("api_tokens")
