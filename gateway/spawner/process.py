@@ -1,0 +1,105 @@
+"""The spawner that runs dev servers as processes of this machine.
+
+They get files, a home, an environment and a process group of their own, and are ended with all
+that they start. That keeps them apart from each other by accident, not by force: local processes
+are no security boundary.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from gateway.errors import SpawnFailed
+from gateway.session import SessionId
+from gateway.settings import Settings
+from gateway.spawner.base import DevServer, Job, Reports
+from gateway.spawner.dependencies import Dependencies
+from gateway.spawner.leftovers import Tenure
+from gateway.spawner.nodejs import Node, find_node
+from gateway.spawner.run import Equipment, Run
+from gateway.spawner.strays import Mark, end_processes
+from gateway.spawner.threads import in_thread
+
+
+class ProcessSpawner:
+    """A ``gateway.spawner.base.Spawner`` on local processes."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Nothing is touched before ``open``."""
+        self._settings = settings
+        self._tenure = Tenure(settings.data_dir.resolve())
+        self._found: Node | None = None
+        self._finding = asyncio.Lock()
+        self._runs: dict[tuple[SessionId, int], Run] = {}
+        self._closed = True
+        dependencies = Dependencies(settings, spawner=self._tenure.name, node=self._node)
+        self._equipment = Equipment(settings, self._tenure.name, dependencies, self._node)
+
+    async def open(self) -> None:
+        """Make ready: kill the processes and remove the files of dead spawners, find Node."""
+        await in_thread(self._tenure.begin)
+        self._closed = False
+        dead = self._tenure.dead()
+        while name := await in_thread(next, dead, ""):
+            await end_processes(Mark(name), grace_seconds=0)
+            await in_thread(self._tenure.clean, name)
+        with suppress(SpawnFailed):  # told to who needs it: not every session does
+            await self._node()
+
+    async def close(self) -> None:
+        """Stop everything and free it. Idempotent."""
+        self._closed = True
+        await asyncio.gather(
+            *(run.end("the gateway is shutting down") for run in self._runs.values()),
+            self._equipment.dependencies.close(),
+        )
+        self._runs.clear()
+        await in_thread(self._tenure.end)
+
+    async def start(self, job: Job, reports: Reports) -> DevServer:
+        """See ``Spawner.start``. A generation is started once; an older one than known never."""
+        if self._closed:
+            raise SpawnFailed("the spawner is closed")
+        older = self._of(job.session_id)
+        if any(run.job.generation >= job.generation for run in older):
+            raise SpawnFailed(
+                f"generation {job.generation} of {job.session_id} is running or outdated already"
+            )
+        self._forget_ended()
+        run = self._runs[job.session_id, job.generation] = Run(job, reports, self._equipment)
+        return await run.bring_up(older)
+
+    async def write(
+        self,
+        session_id: SessionId,
+        *,
+        write: Mapping[str, bytes],
+        delete: Sequence[str] = (),
+    ) -> None:
+        """See ``Spawner.write``. Raises BadFiles, also for a link put where a folder should be."""
+        runs = self._of(session_id)
+        if runs:
+            newest = max(runs, key=lambda run: run.job.generation)
+            await newest.write(write, delete)
+
+    async def stop(self, session_id: SessionId, *, generation: int | None = None) -> None:
+        """See ``Spawner.stop``. A start under way raises SpawnFailed."""
+        chosen = [run for run in self._of(session_id) if generation in {None, run.job.generation}]
+        await asyncio.gather(*(run.end() for run in chosen))
+        self._forget_ended()
+
+    def _of(self, session_id: SessionId) -> list[Run]:
+        return [
+            run for (id_, _), run in self._runs.items() if id_ == session_id and not run.is_over
+        ]
+
+    def _forget_ended(self) -> None:
+        self._runs = {key: run for key, run in self._runs.items() if not run.is_over}
+
+    async def _node(self) -> Node:
+        async with self._finding:
+            if self._found is None:
+                self._found = await find_node()
+            return self._found

@@ -1,0 +1,98 @@
+"""What is known about each kind of dev server, and which kind a project is. Pure, no I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from gateway.errors import UnsupportedProject
+from gateway.session import Hmr, Recipe
+from gateway.spawner.package_json import dependency_names, read_package
+
+_VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+@dataclass(frozen=True, slots=True)
+class Framework:
+    """One kind of dev server.
+
+    ``package`` is the npm package that tells a project of this kind. ``launcher`` is the script in
+    ``launchers/`` that starts it as ``node <launcher> <host> <port> <base>``. ``probe_accept`` is
+    the ``Accept`` field of the request that asks whether it is up.
+    """
+
+    name: str
+    package: str
+    launcher: str
+    hmr: Hmr
+    probe_accept: str = "*/*"
+
+
+#: In order: the first whose package is listed is taken.
+FRAMEWORKS: Final = (
+    Framework(
+        name="vite",
+        package="vite",
+        launcher="vite.mjs",
+        hmr=Hmr(path="", protocol="vite-hmr"),
+        probe_accept="text/x-vite-ping",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How to start one project: by a framework's launcher, or by the caller's command."""
+
+    title: str
+    framework: Framework | None
+    command: tuple[str, ...]
+    hmr: Hmr
+    env: Mapping[str, str]
+
+    def arguments(self, *, host: str, port: int, base: str) -> list[str]:
+        """The command with its placeholders filled in."""
+        values = {"{host}": host, "{port}": str(port), "{base}": base}
+        return [
+            re.sub(r"\{(?:host|port|base)\}", lambda match: values[match[0]], part)
+            for part in self.command
+        ]
+
+
+def choose(recipe: Recipe, files: Mapping[str, bytes]) -> Plan:
+    """The plan for a project. Raises UnsupportedProject, with what is supported."""
+    env = _environment(recipe)
+    package = read_package(files)
+    if recipe.command:
+        if any("\0" in part for part in recipe.command) or not recipe.command[0]:
+            raise UnsupportedProject("the command has an empty program name or a NUL character")
+        return Plan(recipe.command[0], None, recipe.command, Hmr(), env)
+    listed = dependency_names(package)
+    for framework in FRAMEWORKS:
+        if recipe.framework == framework.name or (
+            not recipe.framework and framework.package in listed
+        ):
+            return Plan(framework.name, framework, (), framework.hmr, env)
+    if recipe.framework:
+        raise UnsupportedProject(f"the framework {recipe.framework!r} is not known: {_supported()}")
+    found = "package.json lists none of them" if package else "there is no package.json"
+    raise UnsupportedProject(f"the kind of project is not known, {found}: {_supported()}")
+
+
+def _supported() -> str:
+    names = ", ".join(framework.name for framework in FRAMEWORKS)
+    return (
+        f"supported are {names}; start anything else with `command`, which may contain "
+        "{host}, {port} and {base}"
+    )
+
+
+def _environment(recipe: Recipe) -> dict[str, str]:
+    for name, value in recipe.env:
+        if not _VARIABLE.fullmatch(name):
+            raise UnsupportedProject(f"{name!r} is no name of an environment variable")
+        if "\0" in value:
+            raise UnsupportedProject(f"the environment variable {name} contains a NUL character")
+    return dict(recipe.env)
