@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
 import secrets
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Final, NewType
 
@@ -125,6 +128,13 @@ class Recipe:
     command: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     target: str = ""
+
+
+def content_digest(recipe: Recipe, files: Mapping[str, bytes]) -> str:
+    """What makes two create calls equal: the recipe and every file, in hexadecimal SHA-256."""
+    listing = {path: hashlib.sha256(content).hexdigest() for path, content in files.items()}
+    text = json.dumps([asdict(recipe), listing], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)

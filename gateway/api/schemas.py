@@ -1,0 +1,209 @@
+"""The JSON of the API: pydantic models that validate what comes in and shape what goes out."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import shlex
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic.alias_generators import to_camel
+
+from gateway.errors import BadFiles, BadRequest
+from gateway.session import Recipe, Session
+
+_MAX_METADATA_BYTES: Final = 16 * 1024
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True
+    )
+
+
+class SourceFile(_Model):
+    """A file of a project. ``content`` is text, or base64 of any bytes."""
+
+    path: str
+    content: str
+    encoding: Literal["utf-8", "base64"] = "utf-8"
+
+    def decoded(self) -> bytes:
+        """The content as bytes; raises BadFiles."""
+        if self.encoding == "utf-8":
+            try:
+                return self.content.encode()
+            except UnicodeEncodeError as exc:
+                raise BadFiles(f"{self.path}: content holds a lone surrogate") from exc
+        try:
+            return base64.b64decode(self.content, validate=True)
+        except (binascii.Error, ValueError) as exc:
+            raise BadFiles(f"{self.path}: content is no base64 ({exc})") from exc
+
+
+def _split_command(value: object) -> object:
+    if isinstance(value, str):
+        try:
+            return tuple(shlex.split(value))
+        except ValueError as exc:
+            raise ValueError(f"cannot be split into arguments: {exc}") from exc
+    return value
+
+
+class CreateSession(_Model):
+    """What a session is made of. Either ``files`` (with a package.json) or ``target``."""
+
+    id: str | None = None
+    files: list[SourceFile] = []
+    package_json: dict[str, JsonValue] | None = None
+    framework: str = Field(default="", max_length=40)
+    command: Annotated[tuple[str, ...], BeforeValidator(_split_command)] = ()
+    env: dict[str, str] = {}
+    target: str = Field(default="", max_length=300)
+    visibility: Literal["public", "private"] = "public"
+    ttl_seconds: int | None = Field(default=None, ge=1, le=30 * 86400)
+    idle_seconds: int | None = Field(default=None, ge=0, le=30 * 86400)
+    metadata: dict[str, JsonValue] = {}
+
+    def contents(self) -> dict[str, bytes]:
+        """All files by path; raises BadFiles on one that comes twice or cannot be decoded."""
+        contents: dict[str, bytes] = {}
+        for file in self.files:
+            if file.path in contents:
+                raise BadFiles(f"{file.path!r} is posted twice")
+            contents[file.path] = file.decoded()
+        if self.package_json is not None:
+            if "package.json" in contents:
+                raise BadFiles("package.json comes in `files` and as `packageJson`: send one")
+            contents["package.json"] = json.dumps(self.package_json, indent=2).encode()
+        return contents
+
+    def recipe(self, target: str) -> Recipe:
+        """The part that the session's digest covers."""
+        return Recipe(
+            framework=self.framework,
+            command=self.command,
+            env=tuple(sorted(self.env.items())),
+            target=target,
+        )
+
+
+class PatchFiles(_Model):
+    """A hot edit."""
+
+    write: list[SourceFile] = []
+    delete: list[str] = []
+    base_revision: int | None = None
+
+    def contents(self) -> dict[str, bytes]:
+        """The files to write, by path; raises BadFiles."""
+        contents: dict[str, bytes] = {}
+        for file in self.write:
+            if file.path in contents or file.path in self.delete:
+                raise BadFiles(f"{file.path!r} is named twice")
+            contents[file.path] = file.decoded()
+        return contents
+
+
+class PatchSession(_Model):
+    """What can be changed besides files."""
+
+    metadata: dict[str, JsonValue] | None = None
+    visibility: Literal["public", "private"] | None = None
+    ttl_seconds: int | None = Field(default=None, ge=1, le=30 * 86400)
+
+
+class SessionView(_Model):
+    """A session as the API shows it. Times are RFC 3339, UTC."""
+
+    id: str
+    state: str
+    generation: int
+    revision: int
+    preview_url: str
+    ws_url: str
+    events_url: str
+    owner: str
+    created_at: str
+    expires_at: str
+    visibility: Literal["public", "private"]
+    framework: str
+    target: str
+    idle_seconds: int
+    metadata: dict[str, JsonValue]
+    reason: str
+    ended_at: str | None = None
+
+
+class SessionList(_Model):
+    """Part of the list of sessions; ``cursor`` fetches the next part."""
+
+    sessions: list[SessionView]
+    cursor: str
+
+
+def encode_metadata(metadata: dict[str, JsonValue]) -> str:
+    """Metadata as it is stored; raises BadRequest if it is too large."""
+    text = json.dumps(metadata, separators=(",", ":"))
+    if len(text) > _MAX_METADATA_BYTES:
+        raise BadRequest(f"metadata is larger than {_MAX_METADATA_BYTES} bytes: store it elsewhere")
+    return text
+
+
+def view(session: Session, urls: Urls) -> dict[str, Any]:
+    """A session as JSON."""
+    shown = SessionView(
+        id=session.id,
+        state=session.state,
+        generation=session.generation,
+        revision=session.revision,
+        preview_url=urls.preview(session.id),
+        ws_url=urls.hmr(session.id),
+        events_url=urls.events(session.id),
+        owner=session.replica,
+        created_at=timestamp(session.created_at_ms),
+        expires_at=timestamp(session.expires_at_ms),
+        visibility="public" if session.public else "private",
+        framework=session.recipe.framework,
+        target=session.recipe.target,
+        idle_seconds=session.idle_seconds,
+        metadata=json.loads(session.metadata),
+        reason=session.reason,
+        ended_at=timestamp(session.ended_at_ms) if session.ended_at_ms else None,
+    )
+    return shown.model_dump(by_alias=True)
+
+
+def timestamp(milliseconds: int) -> str:
+    """RFC 3339 with milliseconds."""
+    moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+class Urls:
+    """Public addresses, as seen by the caller or as configured."""
+
+    def __init__(self, *, base: str, preview_domain: str) -> None:
+        self._base = base
+        self._preview_domain = preview_domain
+
+    def _preview_base(self, session_id: str) -> str:
+        if not self._preview_domain:
+            return f"{self._base}/preview/{session_id}/"
+        scheme = self._base.partition("://")[0]
+        return f"{scheme}://{session_id}.{self._preview_domain}/"
+
+    def preview(self, session_id: str) -> str:
+        """Where a browser opens the preview."""
+        return self._preview_base(session_id)
+
+    def hmr(self, session_id: str) -> str:
+        """Where a program reaches the dev server's HMR socket."""
+        return "ws" + self._preview_base(session_id).removeprefix("http") + "hmr"
+
+    def events(self, session_id: str) -> str:
+        """The session's event stream."""
+        return f"{self._base}/api/v1/sessions/{session_id}/events"

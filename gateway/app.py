@@ -1,0 +1,219 @@
+"""The composition root: the only module that names concrete registries and spawners."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from aiohttp import web
+
+from gateway import __version__
+from gateway.api.application import Health, make_application
+from gateway.errors import SettingsError
+from gateway.lifecycle import Lifecycle
+from gateway.proxy.listener import Listener
+from gateway.proxy.plane import DataPlane
+from gateway.proxy.routes import RouteTable
+from gateway.registry.base import Registry, Replica
+from gateway.registry.embedded import EmbeddedValkey
+from gateway.registry.redis_store import RedisRegistry
+from gateway.settings import Settings
+from gateway.spawner.base import Spawner
+from gateway.spawner.process import ProcessSpawner
+from gateway.spawner.workspace import check_files
+from gateway.telemetry import Metrics, Sample
+
+log: Final = logging.getLogger(__name__)
+
+
+class Gateway:
+    """One replica: data plane and control plane in one process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._stack = AsyncExitStack()
+        self._health = Health()
+
+    @property
+    def url(self) -> str:
+        """Where this replica answers."""
+        host = self.settings.host
+        shown = f"[{host}]" if ":" in host else host
+        return f"http://{shown}:{self.settings.port}"
+
+    async def open(self) -> None:
+        """Start everything; on failure, what was started is closed again."""
+        try:
+            await self._open()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def close(self) -> None:
+        """Drain, put sessions to sleep, stop everything. Idempotent."""
+        self._health.ready = False
+        self._health.closing.set()
+        await self._stack.aclose()
+
+    async def _open(self) -> None:
+        stack = self._stack
+        sock = _bind(self.settings.host, self.settings.port)
+        stack.callback(sock.close)
+        # Port 0 took a free one; the replica's name is made of the real one.
+        settings = self.settings.model_copy(update={"port": sock.getsockname()[1]})
+        self.settings = settings
+
+        registry = await self._open_registry(settings)
+        spawner: Spawner | None = (
+            ProcessSpawner(settings) if settings.spawner == "process" else None
+        )
+        replica = Replica(settings.replica, secrets.token_hex(4), url=self.url)
+        lifecycle = Lifecycle(settings, registry, spawner, replica)
+        stack.push_async_callback(lifecycle.close)
+        await lifecycle.open()
+
+        control_socket = await self._open_control(settings, registry, lifecycle)
+        routes = RouteTable(
+            registry,
+            wait_seconds=settings.registration_wait_seconds,
+            max_age_seconds=settings.route_max_age_seconds,
+            clock=asyncio.get_running_loop().time,
+        )
+        routes.open()
+        stack.push_async_callback(routes.close)
+        plane = DataPlane(
+            settings, routes=routes, waker=lifecycle, control_socket=str(control_socket)
+        )
+        if settings.admin_port:
+            await self._open_admin(settings, plane, lifecycle)
+        listener = Listener(plane)
+        await listener.open(sock)
+        stack.push_async_callback(listener.close, drain_seconds=settings.drain_seconds)
+        self._health.ready = True
+        log.info("replica %s serves %s (version %s)", settings.replica, self.url, __version__)
+
+    async def _open_registry(self, settings: Settings) -> Registry:
+        url = settings.redis_url
+        if not url:
+            embedded = EmbeddedValkey(settings.data_dir)
+            self._stack.push_async_callback(embedded.close)
+            url = await embedded.start()
+        registry = RedisRegistry(settings, url=url)
+        self._stack.push_async_callback(registry.close)
+        await registry.open()
+        return registry
+
+    async def _open_control(
+        self, settings: Settings, registry: Registry, lifecycle: Lifecycle
+    ) -> Path:
+        """The control plane behind a socket that only this user can reach."""
+        folder = Path(tempfile.mkdtemp(prefix="preview-gateway-"))
+        self._stack.callback(shutil.rmtree, folder, ignore_errors=True)
+        application = make_application(
+            settings,
+            registry,
+            lifecycle,
+            self._health,
+            check_files=lambda files: check_files(files, settings),
+        )
+        path = folder / "control.sock"
+        await self._open_site(application, lambda runner: web.UnixSite(runner, str(path)))
+        return path
+
+    async def _open_admin(self, settings: Settings, plane: DataPlane, lifecycle: Lifecycle) -> None:
+        metrics = Metrics()
+        metrics.add(lambda: _samples(plane, lifecycle))
+
+        async def show(_: web.Request) -> web.Response:
+            return web.Response(body=metrics.text(), content_type="text/plain", charset="utf-8")
+
+        application = web.Application()
+        application.add_routes([*self._health.routes(), web.get("/metrics", show)])
+        await self._open_site(
+            application,
+            lambda runner: web.TCPSite(runner, settings.host, settings.admin_port),
+        )
+
+    async def _open_site(
+        self, application: web.Application, make: Callable[[web.AppRunner], web.BaseSite]
+    ) -> None:
+        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        await make(runner).start()
+
+
+def _bind(host: str, port: int) -> socket.socket:
+    """A bound socket; listening begins when everything behind it is ready."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((host, port))
+    except OSError as exc:
+        sock.close()
+        raise SettingsError(
+            f"cannot listen on {host}:{port} ({os.strerror(exc.errno or 0)}): set GATEWAY_PORT or "
+            "GATEWAY_HOST to an address that is free"
+        ) from exc
+    sock.setblocking(False)
+    return sock
+
+
+def _samples(plane: DataPlane, lifecycle: Lifecycle) -> Iterable[Sample]:
+    """The data plane's counters as metrics."""
+    stats, routes = plane.stats, plane.routes
+
+    def labelled(label: str, values: Mapping[Any, int]) -> list[tuple[dict[str, str], float]]:
+        return [({label: str(key)}, float(value)) for key, value in values.items()]
+
+    def plain(value: float) -> list[tuple[dict[str, str], float]]:
+        return [({}, value)]
+
+    yield ("responses", "Responses sent on.", "counter", labelled("code", stats.responses))
+    yield ("errors", "Answers of the gateway's own.", "counter", labelled("code", stats.errors))
+    yield ("active_tunnels", "Open WebSocket tunnels.", "gauge", plain(stats.tunnels))
+    yield ("routes", "Cached routes.", "gauge", plain(len(routes)))
+    yield ("route_reads", "Reads of the registry.", "counter", plain(routes.stats.reads))
+    yield (
+        "stale_routes",
+        "Requests served by a stale route.",
+        "counter",
+        plain(routes.stats.stale),
+    )
+    yield ("registry_linked", "Whether changes are pushed.", "gauge", plain(routes.linked))
+    yield ("owned_sessions", "Dev servers run here.", "gauge", plain(lifecycle.owned))
+
+
+async def serve(settings: Settings, *, ready: Callable[[Gateway], None]) -> None:
+    """Run a replica until SIGTERM or SIGINT; a second signal does not wait for the drain."""
+    gateway = Gateway(settings)
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    main = asyncio.current_task()
+
+    def stopped() -> None:
+        if stop.is_set() and main is not None:
+            main.cancel()
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped)
+    await gateway.open()
+    try:
+        ready(gateway)
+        await stop.wait()
+        log.info("draining")
+    finally:
+        await gateway.close()
+    log.info("stopped")

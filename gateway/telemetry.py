@@ -1,0 +1,82 @@
+"""Logs and metrics."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Final
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+NAMESPACE: Final = "preview_gateway"
+
+
+class _JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.fromtimestamp(record.created, UTC)
+        line = {
+            "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line)
+
+
+def configure_logging(level: str) -> None:
+    """Log to standard error: JSON lines, or plain lines if a person reads them on a terminal."""
+    handler = logging.StreamHandler(sys.stderr)
+    if sys.stderr.isatty():
+        handler.setFormatter(
+            logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+        )
+    else:
+        handler.setFormatter(_JsonLines())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    # One line per call would say what /metrics counts.
+    logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
+
+
+class Metrics(Collector):
+    """Metrics in Prometheus' text format, read from plain counters when asked for.
+
+    A ``source`` yields (name, help, kind, [(labels, value)]) with kind "counter" or "gauge"; names
+    are given without the namespace. No label ever holds a session id.
+    """
+
+    def __init__(self) -> None:
+        self._sources: list[Callable[[], Iterable[Sample]]] = []
+        self._registry = CollectorRegistry(auto_describe=False)
+        self._registry.register(self)
+
+    def add(self, source: Callable[[], Iterable[Sample]]) -> None:
+        """Ask this source too."""
+        self._sources.append(source)
+
+    def collect(self) -> Iterator[Metric]:
+        """Implements ``prometheus_client.registry.Collector``."""
+        for source in self._sources:
+            for name, text, kind, values in source():
+                labels = sorted(values[0][0]) if values else []
+                family: CounterMetricFamily | GaugeMetricFamily
+                make = CounterMetricFamily if kind == "counter" else GaugeMetricFamily
+                family = make(f"{NAMESPACE}_{name}", text, labels=labels)
+                for value_labels, value in values:
+                    family.add_metric([value_labels[label] for label in labels], value)
+                yield family
+
+    def text(self) -> bytes:
+        """All metrics, in the text exposition format."""
+        return generate_latest(self._registry)
+
+
+Sample = tuple[str, str, str, list[tuple[dict[str, str], float]]]
