@@ -12,7 +12,7 @@ _CODE: Final = re.compile(r"code (\S+)")
 _LABEL: Final = re.compile(r"(?:404|403|401|notarget|ERESOLVE|network|request)\s+")
 _NOISE: Final = re.compile(
     r"Not Found - GET|A complete log|For a full report|Note that you can|tarball, folder|"
-    r"In most cases you|While resolving: undefined|\S+-report\.txt|.*_logs/"
+    r"In most cases you|While resolving: undefined|\S+-report\.txt|.*_logs/|\d*$"
 )
 #: From here on npm explains how it is used.
 _USAGE: Final = re.compile(r"Clean install a project|Install a package|Usage:")
@@ -27,10 +27,10 @@ def npm_errors(lines: Sequence[str]) -> list[str]:
         match = _ERROR.fullmatch(line.strip())
         if not match:
             continue
-        text = match[1].strip()
+        text = _LABEL.sub("", match[1].strip(), count=1)
         if _USAGE.match(text):
             break
-        if text and not _NOISE.match(text):
+        if not _NOISE.match(text):
             found.append(text)
     return found
 
@@ -39,8 +39,7 @@ def npm_reason(command: str, ending: str, lines: Sequence[str]) -> str:
     """Why npm failed, as a sentence."""
     errors = npm_errors(lines)
     code = next((match[1] for text in errors if (match := _CODE.fullmatch(text))), "")
-    said = [_LABEL.sub("", text, count=1) for text in errors if not _CODE.fullmatch(text)]
-    said = [text for text in said if text not in {"404", code}]
+    said = [text for text in errors if not _CODE.fullmatch(text)]
     if not said:
         return f"{command} {ending}; see the end of the log"
     text = " ".join(said[:_MAX_LINES])[:_MAX_CHARACTERS]
