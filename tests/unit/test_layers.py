@@ -31,6 +31,10 @@ RANKS: Final[dict[str, int]] = {
     "gateway.proxy.listener": 4,
     "gateway.proxy.plane": 4,
     "gateway.api": 4,
+    # What commands are made of: they talk to a gateway over HTTP and know nothing of its inside.
+    "gateway.client": 4,
+    "gateway.folder": 4,
+    "gateway.up": 5,
     "gateway.app": 5,
     "gateway.cli": 6,
     "gateway.__main__": 6,
@@ -50,6 +54,16 @@ ALLOWED: Final = {
 FORBIDDEN: Final[dict[str, tuple[str, ...]]] = {
     "gateway.proxy": ("aiohttp", "redis", "valkey", "gateway.spawner"),
     "gateway.api": ("gateway.proxy", "redis", "valkey"),
+    **dict.fromkeys(
+        ("gateway.client", "gateway.folder", "gateway.up"),
+        (
+            "gateway.proxy",
+            "gateway.registry",
+            "gateway.spawner",
+            "gateway.lifecycle",
+            "gateway.api",
+        ),
+    ),
 }
 
 #: Implementations, which only the composition root and their own package know.

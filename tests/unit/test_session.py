@@ -22,6 +22,7 @@ from gateway.session import (
     Session,
     SessionId,
     State,
+    content_digest,
     is_session_id,
     new_session_id,
     parse_session_id,
@@ -118,6 +119,32 @@ def test_the_groups_of_states_do_not_contradict_each_other() -> None:
 )
 def test_an_endpoint_is_written_as_in_a_url(endpoint: Endpoint, text: str) -> None:
     assert str(endpoint) == text
+
+
+def test_equal_content_has_an_equal_digest_in_whatever_order_it_comes() -> None:
+    recipe = Recipe(framework="vite", env=(("A", "1"),))
+    files = {"a.js": b"1", "b.js": b"2"}
+    assert content_digest(recipe, files) == content_digest(
+        Recipe(framework="vite", env=(("A", "1"),)), dict(reversed(files.items()))
+    )
+
+
+@pytest.mark.parametrize(
+    ("recipe", "files"),
+    [
+        (Recipe(framework="vite"), {"a.js": b"1"}),
+        (Recipe(env=(("A", "1"),)), {"a.js": b"1"}),
+        (Recipe(command=("npm", "start")), {"a.js": b"1"}),
+        (Recipe(command=("npm start",)), {"a.js": b"1"}),
+        (Recipe(target="127.0.0.1:80"), {"a.js": b"1"}),
+        (Recipe(), {"a.js": b"2"}),
+        (Recipe(), {"b.js": b"1"}),
+        (Recipe(), {"a.js": b"1", "b.js": b""}),
+        (Recipe(), {}),
+    ],
+)
+def test_any_other_content_has_another_digest(recipe: Recipe, files: dict[str, bytes]) -> None:
+    assert content_digest(recipe, files) != content_digest(Recipe(), {"a.js": b"1"})
 
 
 def route(generation: int, version: int) -> Route:
