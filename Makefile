@@ -25,7 +25,7 @@ $(STAMP): scripts/setup pyproject.toml requirements-dev.lock requirements-node.l
 	@touch $@
 
 demo: setup ## Show the example app live, until Ctrl-C (DEMO_FLAGS="--open")
-	@$(BIN)/preview-gateway up examples/vite-react $(DEMO_FLAGS)
+	@$(BIN)/preview-gateway up examples/vite-react $(DEMO_FLAGS) || [ $$? -eq 130 ] # Ctrl-C
 
 lint: setup ## Check format, style and types
 	$(BIN)/ruff format --check .
