@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,22 +35,25 @@ class Node:
 async def find_node() -> Node:
     """The Node to run previews with. Raises SpawnFailed with the remedy if there is none."""
     found = "no Node was found"
-    for program in await in_thread(lambda: list(_programs())):
-        version = (await _answer(str(program), "--version")).removeprefix("v")
-        if not version.partition(".")[0].isdigit():
+    for candidate in await in_thread(lambda: list(_candidates())):
+        # What is on PATH may be the wrapper of a version manager or a wheel, a process between
+        # us and the dev server: Node itself says where it really is.
+        said = await _answer(str(candidate), "-p", "process.versions.node + ' ' + process.execPath")
+        version, _, program = said.partition(" ")
+        if not program:
             continue
         if int(version.partition(".")[0]) < OLDEST_MAJOR:
             found = f"Node {version} is too old"
             continue
-        npm = await in_thread(_npm_of, program)
+        npm = await in_thread(_npm_for, Path(program))
         if not npm:
             found = f"Node {version} has no npm"
             continue
-        return Node(program, version, npm, await _npm_version(npm))
+        return Node(Path(program), version, npm, await _npm_version(npm))
     raise SpawnFailed(f"{found}: {_REMEDY}")
 
 
-def _programs() -> Iterator[Path]:
+def _candidates() -> Iterator[Path]:
     on_path = shutil.which("node")
     if on_path:
         yield Path(on_path)
@@ -62,16 +64,12 @@ def _programs() -> Iterator[Path]:
             yield program
 
 
-def _npm_of(node: Path) -> tuple[str, ...]:
-    # npm's script is run with the very Node that was found; a wrapper (of a version manager, say)
-    # that hides the script is run as it is.
-    on_path = shutil.which("npm", path=f"{node.parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    scripts = [
-        node.parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js",
-        *([Path(on_path).resolve()] if on_path else []),
-    ]
-    if on_path and Path(on_path).parent == node.parent:
-        scripts.reverse()
+def _npm_for(node: Path) -> tuple[str, ...]:
+    # npm's script on PATH, then the one that came with this Node, then whatever npm is on PATH.
+    on_path = shutil.which("npm")
+    scripts = [node.parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"]
+    if on_path:
+        scripts.insert(0, Path(on_path).resolve())
     for script in scripts:
         if script.name == "npm-cli.js" and script.is_file():
             return (str(node), str(script))
