@@ -165,6 +165,9 @@ class RedisClient:
 
 def _explain(error: Exception, limit: float) -> str:
     """What went wrong, as the beginning of a sentence for an operator."""
+    # A refusal while connecting over a Unix socket comes wrapped in a ConnectionError.
+    if isinstance(error.__cause__, exceptions.RedisError):
+        error = error.__cause__
     answer = str(error)
     if isinstance(error, (exceptions.TimeoutError, TimeoutError)):
         return f"the registry did not answer within {limit:.1f} s"

@@ -229,6 +229,7 @@ async def _ask(socket: Path, command: bytes) -> str:
                 line = await reader.readline()
             finally:
                 writer.close()
+                await writer.wait_closed()
     except OSError as exc:
         return f"{type(exc).__name__}: {exc}"
     return line.decode(errors="replace").strip()
