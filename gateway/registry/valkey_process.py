@@ -147,33 +147,38 @@ class ValkeyProcess:
     async def stop(self, *, limit_seconds: float) -> None:
         """Stop the server, gently if it lets itself; returns when it is gone. Idempotent."""
         socket = self.socket()
-        if socket and self.is_running():
-            await _ask(socket, b"SHUTDOWN")
-        for number in (None, signal.SIGTERM, signal.SIGKILL):
-            if number is not None:
-                self._signal(number)
-            if await self._gone(limit_seconds):
-                break
-        else:
-            raise RegistryUnavailable(f"the embedded Valkey in {self._folder} cannot be stopped")
+        asked = socket is not None and self.is_running() and await _ask(socket, b"SHUTDOWN") == ""
+        if not (asked and await self._gone(limit_seconds)):
+            await self._force(limit_seconds)
         self._clean(socket)
 
-    async def _gone(self, limit_seconds: float) -> bool:
+    async def _force(self, limit_seconds: float) -> None:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if await self._gone(limit_seconds, number):
+                return
+        raise RegistryUnavailable(f"the embedded Valkey in {self._folder} cannot be stopped")
+
+    async def _gone(self, limit_seconds: float, number: signal.Signals | None = None) -> bool:
+        """Whether the server ends in time; with ``number`` it gets that signal first."""
         try:
             async with asyncio.timeout(limit_seconds):
                 # Perhaps no child of this process, so there is nothing to await.
-                while self.is_running():  # noqa: ASYNC110
+                while self.is_running():
+                    # One that has just been started writes its pid file in a moment.
+                    if number and self._signal(number):
+                        number = None
                     await asyncio.sleep(_POLL_SECONDS)
         except TimeoutError:
             return False
         return True
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal(self, number: signal.Signals) -> bool:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError, ValueError):
             pid = int(self._pid_file.read_text())
-            if self.is_running():
-                _log.warning("embedded Valkey (process %d) gets %s", pid, number.name)
-                os.kill(pid, number)
+            _log.warning("embedded Valkey (process %d) gets %s", pid, number.name)
+            os.kill(pid, number)
+            return True
+        return False
 
     def _clean(self, socket: Path | None) -> None:
         for path in (socket, self._pid_file, self._socket_file):
