@@ -27,9 +27,11 @@ from gateway.proxy.routes import RouteTable
 from gateway.registry.base import Registry, Replica
 from gateway.registry.embedded import EmbeddedValkey
 from gateway.registry.redis_store import RedisRegistry
+from gateway.session import Recipe
 from gateway.settings import Settings
 from gateway.spawner.base import Spawner
 from gateway.spawner.process import ProcessSpawner
+from gateway.spawner.recipes import choose
 from gateway.spawner.workspace import check_files
 from gateway.telemetry import Metrics, Sample
 
@@ -125,6 +127,7 @@ class Gateway:
             lifecycle,
             self._health,
             check_files=lambda files: check_files(files, settings),
+            check_project=_check_project,
         )
         path = folder / "control.sock"
         await self._open_site(application, lambda runner: web.UnixSite(runner, str(path)))
@@ -151,6 +154,11 @@ class Gateway:
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         await make(runner).start()
+
+
+def _check_project(recipe: Recipe, files: Mapping[str, bytes]) -> None:
+    """Raise UnsupportedProject for what no recipe can start."""
+    choose(recipe, files)
 
 
 def _bind(host: str, port: int) -> socket.socket:

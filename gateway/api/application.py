@@ -10,11 +10,13 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.api.auth import cors_middleware, token_middleware
+from gateway.api.events import EventStreams
 from gateway.api.kontext import KontextApi
 from gateway.api.problems import problem_middleware
 from gateway.api.sessions import SessionApi
 from gateway.lifecycle import Lifecycle
 from gateway.registry.base import Registry
+from gateway.session import Recipe
 from gateway.settings import Settings
 
 
@@ -53,18 +55,28 @@ def make_application(
     health: Health,
     *,
     check_files: Callable[[Mapping[str, bytes]], None],
+    check_project: Callable[[Recipe, Mapping[str, bytes]], None],
 ) -> web.Application:
-    """The application behind every request that is for no preview."""
+    """The application behind every request that is for no preview.
+
+    ``check_files`` raises BadFiles, ``check_project`` UnsupportedProject.
+    """
     application = web.Application(
         middlewares=[
-            problem_middleware,
+            # CORS is outermost, so that pages of a configured origin can read errors too.
             cors_middleware(settings.cors_origins),
+            problem_middleware,
             token_middleware(settings.tokens),
         ],
         client_max_size=settings.max_api_body_bytes,
     )
     sessions = SessionApi(
-        settings, registry, lifecycle, check_files=check_files, closing=health.closing
+        settings,
+        registry,
+        lifecycle,
+        streams=EventStreams(registry, closing=health.closing),
+        check_files=check_files,
+        check_project=check_project,
     )
     application.add_routes(health.routes())
     application.add_routes(sessions.routes())

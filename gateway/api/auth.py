@@ -42,8 +42,12 @@ def cors_middleware(origins: Iterable[str]) -> Middleware:
     async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         origin = request.headers.get("Origin", "")
         if origin not in allowed:
-            return await handler(request)
-        fields = {"Access-Control-Allow-Origin": origin, "Vary": "Origin"}
+            return _varied(await handler(request)) if allowed else await handler(request)
+        fields = {
+            "Access-Control-Allow-Origin": origin,
+            "Access-Control-Expose-Headers": "Location, Retry-After, X-Preview-Replica",
+            "Vary": "Origin",
+        }
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
             fields["Access-Control-Allow-Methods"] = "GET, POST, PATCH, DELETE"
             fields["Access-Control-Allow-Headers"] = "Authorization, Content-Type, Last-Event-ID"
@@ -56,6 +60,13 @@ def cors_middleware(origins: Iterable[str]) -> Middleware:
         return response
 
     return answer
+
+
+def _varied(response: web.StreamResponse) -> web.StreamResponse:
+    """Marked for caches: for another origin the answer would be another one."""
+    if not response.prepared:
+        response.headers["Vary"] = "Origin"
+    return response
 
 
 def _digest(token: str) -> bytes:

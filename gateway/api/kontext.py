@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, JsonValue
 from gateway.api.problems import parse_body
 from gateway.api.schemas import CreateSession, SourceFile
 from gateway.api.sessions import SessionApi
-from gateway.errors import GatewayError
 
 
 class _OldFile(BaseModel):
@@ -41,21 +40,10 @@ class KontextApi:
         return [web.post("/kontext/preview", self.preview)]
 
     async def preview(self, request: web.Request) -> web.Response:
-        """``{success, sessionId, previewUrl, wsUrl}``, or ``{success: false, error}``."""
-        session_id = None
-        try:
-            body = await parse_body(request, _OldCreate)
-            session_id = body.sessionId
-            session, _ = await self._sessions.register(_translated(body))
-        except GatewayError as exc:
-            answer = {
-                "success": False,
-                "error": str(exc),
-                "code": exc.code,
-                "sessionId": session_id,
-            }
-            headers = {} if exc.retry_after is None else {"Retry-After": str(exc.retry_after)}
-            return web.json_response(answer, status=exc.status, headers=headers)
+        """``{success, sessionId, previewUrl, wsUrl}``; for errors see ``problems``."""
+        body = await parse_body(request, _OldCreate)
+        request["session_id"] = body.sessionId
+        session, _ = await self._sessions.register(_translated(body))
         urls = self._sessions.urls(request)
         return web.json_response(
             {

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import re
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from aiohttp import web
 
-from gateway.api.events import entry_id, stream_events
+from gateway.api.events import EventStreams, entry_id
 from gateway.api.problems import parse_body
 from gateway.api.schemas import (
     CreateSession,
@@ -20,12 +18,13 @@ from gateway.api.schemas import (
     timestamp,
     view,
 )
-from gateway.api.targets import resolve_target
+from gateway.api.targets import parse_target, resolve_target
 from gateway.errors import BadRequest, SessionEnded, SessionNotFound
 from gateway.lifecycle import Lifecycle
 from gateway.registry.base import NewSession, Registry
 from gateway.session import (
     ENDED,
+    Recipe,
     Session,
     SessionId,
     State,
@@ -40,13 +39,12 @@ STATUS_WAIT_SECONDS: Final = 5.0
 STREAM_WAIT_SECONDS: Final = 10.0
 _MAX_WAIT_SECONDS: Final = 300.0
 _MAX_LOG_ENTRIES: Final = 2000
-_ENV_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class SessionApi:
     """Handlers of ``/api/v1/sessions``.
 
-    ``check_files`` raises BadFiles; ``closing`` is set on shutdown and ends streams.
+    ``check_files`` raises BadFiles, ``check_project`` UnsupportedProject.
     """
 
     def __init__(
@@ -55,14 +53,16 @@ class SessionApi:
         registry: Registry,
         lifecycle: Lifecycle,
         *,
+        streams: EventStreams,
         check_files: Callable[[Mapping[str, bytes]], None],
-        closing: asyncio.Event,
+        check_project: Callable[[Recipe, Mapping[str, bytes]], None],
     ) -> None:
         self._settings = settings
         self._registry = registry
         self._lifecycle = lifecycle
+        self._streams = streams
         self._check_files = check_files
-        self._closing = closing
+        self._check_project = check_project
 
     def routes(self) -> list[web.RouteDef]:
         """The routes of these calls."""
@@ -100,14 +100,18 @@ class SessionApi:
         settings = self._settings
         session_id = parse_session_id(body.id) if body.id else new_session_id()
         files = body.contents()
-        endpoint = await resolve_target(body.target, settings) if body.target else None
-        if endpoint is None:
-            self._check(body, files)
-        elif files or body.command or body.framework:
-            raise BadRequest("a target session runs elsewhere: leave files and command out")
-        if body.visibility == "private" and not settings.tokens:
-            raise BadRequest("a private preview needs GATEWAY_API_TOKENS, by which it is opened")
-        recipe = body.recipe(str(endpoint) if endpoint else "")
+        named = parse_target(body.target) if body.target else None
+        recipe = body.recipe(str(named or ""))
+        self._check_visibility(body.visibility)
+        endpoint = None
+        if named:
+            if files or body.command or body.framework or body.env:
+                raise BadRequest(
+                    "a target session runs elsewhere: leave files, command, framework and env out"
+                )
+            endpoint = await resolve_target(named, settings)
+        else:
+            self._check(recipe, files)
         registered = await self._lifecycle.create(
             NewSession(
                 id=session_id,
@@ -126,15 +130,18 @@ class SessionApi:
         )
         return registered.session, registered.created
 
-    def _check(self, body: CreateSession, files: Mapping[str, bytes]) -> None:
+    def _check(self, recipe: Recipe, files: Mapping[str, bytes]) -> None:
+        """Refuse at once what can be known to fail."""
         if self._settings.spawner == "none":
             raise BadRequest("this gateway starts no dev servers: create sessions with a target")
-        if not files and not body.command:
+        if not files and not recipe.command:
             raise BadRequest("send `files` with a package.json, a `command`, or a `target`")
-        for name in body.env:
-            if not _ENV_NAME.fullmatch(name):
-                raise BadRequest(f"env: {name!r} is no name of an environment variable")
         self._check_files(files)
+        self._check_project(recipe, files)
+
+    def _check_visibility(self, visibility: str | None) -> None:
+        if visibility == "private" and not self._settings.tokens:
+            raise BadRequest("a private preview needs GATEWAY_API_TOKENS, by which it is opened")
 
     # -- read ------------------------------------------------------------------------------------
 
@@ -180,12 +187,9 @@ class SessionApi:
     async def events(self, request: web.Request) -> web.StreamResponse:
         """The event stream; opened early, it waits for the registration."""
         session_id = _session_id(request)
-        after = request.headers.get("Last-Event-ID") or request.query.get("after") or "0"
-        after = entry_id(after)
+        after = entry_id(request.headers.get("Last-Event-ID") or "0")
         await self._lifecycle.wait(session_id, lambda _: True, seconds=STREAM_WAIT_SECONDS)
-        return await stream_events(
-            request, self._registry, session_id, after=after, closing=self._closing
-        )
+        return await self._streams.respond(request, session_id, after=after)
 
     # -- change ----------------------------------------------------------------------------------
 
@@ -193,8 +197,7 @@ class SessionApi:
         """Change metadata, visibility, life time."""
         session_id = _session_id(request)
         body = await parse_body(request, PatchSession)
-        if body.visibility == "private" and not self._settings.tokens:
-            raise BadRequest("a private preview needs GATEWAY_API_TOKENS, by which it is opened")
+        self._check_visibility(body.visibility)
         await self._known(session_id)
         session = await self._registry.patch(
             session_id,
@@ -211,12 +214,18 @@ class SessionApi:
         write = body.contents()
         if not write and not body.delete:
             raise BadRequest("nothing to `write` and nothing to `delete`")
-        self._check_files({**dict.fromkeys(body.delete, b""), **write})
         session = await self._known(session_id)
         if session.recipe.target:
             raise BadRequest("a target session has no files here")
         if session.state in ENDED or session.state is State.STOPPING:
             raise SessionEnded(f"session {session.id} is {session.state}: {session.reason}")
+        self._check_files(dict.fromkeys(body.delete, b""))
+        self._check_files(write)
+        # Deleted before written, as the registry does it: a file may become a folder.
+        files = await self._registry.files(session_id)
+        for path in body.delete:
+            files.pop(path, None)
+        self._check_files(files | write)
         session = await self._lifecycle.edit(
             session_id, write=write, delete=body.delete, base_revision=body.base_revision
         )

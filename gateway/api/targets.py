@@ -1,7 +1,7 @@
 """``target`` sessions: previews of a server that exists already, inside allow-listed networks.
 
 A gateway that connects wherever it is told is a way into the network it stands in (SSRF). So the
-target is resolved once, every address must lie in the allow-list, and the connection goes to that
+target is resolved once, the address must lie in the allow-list, and the connection goes to that
 address; the registry's own address is refused even inside it.
 """
 
@@ -10,64 +10,78 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
-from typing import Final
+from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
 from gateway.errors import BadRequest, TargetRefused
 from gateway.session import Endpoint
-from gateway.settings import Settings
+from gateway.settings import PREFIX, Settings
+
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 _RESOLVE_SECONDS: Final = 5.0
 
 
-async def resolve_target(text: str, settings: Settings) -> Endpoint:
-    """The address that ``text`` (``host:port`` or an http URL without path) means.
+def parse_target(text: str) -> Endpoint:
+    """The host, perhaps a name, and port in ``host:port`` or an http URL without path.
 
-    Raises BadRequest if it is malformed, TargetRefused if it is not allowed.
+    Raises BadRequest if it is malformed.
     """
-    host, port = _parse(text)
-    address = await _resolve(host, port)
-    networks = [ipaddress.ip_network(network) for network in settings.target_allowlist]
-    if not any(address in network for network in networks):
-        raise TargetRefused(
-            f"{address} is in none of the networks of GATEWAY_TARGET_ALLOWLIST: add it there if "
-            "previews may show what it serves"
-        )
-    if await _is_registry(address, port, settings):
-        raise TargetRefused("the registry's own address is never a target")
-    return Endpoint(str(address), port)
-
-
-def _parse(text: str) -> tuple[str, int]:
     try:
         parts = urlsplit(text if "://" in text else f"http://{text}")
         host, port = parts.hostname, parts.port
     except ValueError as exc:
         raise BadRequest(f"target {text!r} is no address: {exc}") from exc
-    if parts.scheme != "http" or not host or not port or parts.path.strip("/") or parts.query:
+    more = parts.path.strip("/") or parts.query or parts.fragment or parts.username is not None
+    if parts.scheme != "http" or not host or not port or more:
         raise BadRequest(f"target {text!r}: write host:port, or http://host:port without a path")
-    return host, port
+    return Endpoint(host, port)
 
 
-async def _resolve(host: str, port: int) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+async def resolve_target(target: Endpoint, settings: Settings) -> Endpoint:
+    """The address of a target, resolved once: the first that the allow-list holds.
+
+    Raises BadRequest if it cannot be resolved, TargetRefused if it is not allowed.
+    """
+    networks = [ipaddress.ip_network(network) for network in settings.target_allowlist]
+    addresses = await _resolve(target.host, target.port)
+    allowed = [address for address in addresses if any(address in network for network in networks)]
+    if not allowed:
+        raise TargetRefused(
+            f"{' and '.join(map(str, addresses))}: in none of the networks of "
+            f"{PREFIX}TARGET_ALLOWLIST; add it there if previews may show what it serves"
+        )
+    if await _is_registry(allowed[0], target.port, settings):
+        raise TargetRefused("the registry's own address is never a target: name another server")
+    return Endpoint(str(allowed[0]), target.port)
+
+
+async def _resolve(host: str, port: int) -> list[Address]:
+    """All addresses of a host, each once, in the resolver's order."""
     try:
         async with asyncio.timeout(_RESOLVE_SECONDS):
             found = await asyncio.get_running_loop().getaddrinfo(
                 host, port, type=socket.SOCK_STREAM
             )
-    except (OSError, TimeoutError) as exc:
-        raise BadRequest(f"target host {host!r} cannot be resolved") from exc
-    return ipaddress.ip_address(str(found[0][4][0]))
+    except (OSError, UnicodeError, TimeoutError) as exc:
+        raise BadRequest(f"target host {host[:80]!r} cannot be resolved: check its name") from exc
+    return list(dict.fromkeys(_address(str(entry[4][0])) for entry in found))
 
 
-async def _is_registry(
-    address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int, settings: Settings
-) -> bool:
+def _address(text: str) -> Address:
+    """An address; an IPv4 address in IPv6 clothes (RFC 4291 2.5.5.2) as what it is."""
+    address = ipaddress.ip_address(text)
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+async def _is_registry(address: Address, port: int, settings: Settings) -> bool:
     parts = urlsplit(settings.redis_url)
     if parts.scheme == "unix" or not parts.hostname or (parts.port or 6379) != port:
         return False
-    try:
-        found = await asyncio.get_running_loop().getaddrinfo(parts.hostname, port)
-    except OSError:
-        return False
-    return str(address) in {entry[4][0] for entry in found}
+    registry = await _resolve(parts.hostname, port)
+    # Every address of this machine reaches what listens on all of them.
+    return address in registry or (_is_local(address) and any(map(_is_local, registry)))
+
+
+def _is_local(address: Address) -> bool:
+    return address.is_loopback or address.is_unspecified
