@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import re
+import secrets
 import shutil
 import signal
 import socket
 import sys
+import tarfile
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Final
@@ -35,8 +38,9 @@ APPS: Final = {
     "vite7": ROOT / "tests/fixtures/vite7",
     "vite8": ROOT / "examples/vite-react",
 }
-ID: Final = SessionId("session-one")
-OTHER: Final = SessionId("session-two")
+#: Unlike those of any other run on this machine, whose processes are not ours to count.
+ID: Final = SessionId(f"one-{secrets.token_hex(8)}")
+OTHER: Final = SessionId(f"two-{secrets.token_hex(8)}")
 
 #: Answers every request with its own text; has no interest in its input or environment.
 SERVER: Final = b"""
@@ -385,21 +389,44 @@ async def test_starts_at_once_with_the_same_new_dependencies_run_one_npm(
         await spawner.stop(SessionId(f"together-{number}"))
 
 
-async def test_install_scripts_run_only_if_the_operator_allows_them(
-    new_spawner: NewSpawner,
+def packed(**package: object) -> bytes:
+    """An npm package as a file."""
+    content = json.dumps({"name": "packed", "version": "1.0.0"} | package).encode()
+    member = tarfile.TarInfo("package/package.json")
+    member.size = len(content)
+    archive = io.BytesIO()
+    with tarfile.open(fileobj=archive, mode="w:gz") as tar:
+        tar.addfile(member, io.BytesIO(content))
+    return archive.getvalue()
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_install_scripts_of_dependencies_run_only_if_the_operator_allows_them(
+    new_spawner: NewSpawner, data_dir: Path, allowed: bool
 ) -> None:
     files = SERVER_FILES | {
-        "package.json": b'{"dependencies": {"local": "file:./local"},'
+        "package.json": b'{"dependencies": {"packed": "file:./packed.tgz"},'
         b' "scripts": {"postinstall": "touch project-ran"}}',
-        "local/package.json": b'{"name": "local", "version": "1.0.0"}',
+        "packed.tgz": packed(scripts={"postinstall": "touch package-ran"}),
     }
-    spawner = await new_spawner()
-    heard = Heard()
-    server = await spawner.start(job(files, *SERVE), heard)
-    assert (await get(server, "/"))[1] == "hello"
-    [workspace] = (spawner._settings.data_dir / "workspaces").glob(f"{ID}.*")
-    assert (workspace / "app/node_modules/local").resolve() == workspace / "app/local"
-    assert not (workspace / "app/project-ran").exists()
+    spawner = await new_spawner(install_scripts=allowed)
+    await spawner.start(job(files, *SERVE), Heard())
+    folder = data_dir / "workspaces" / f"{ID}.1" / "app"
+    assert (folder / "node_modules/packed/package-ran").exists() == allowed
+    assert not (folder / "project-ran").exists()
+
+
+async def test_packages_inside_the_project_are_linked(
+    spawner: ProcessSpawner, data_dir: Path
+) -> None:
+    files = SERVER_FILES | {
+        "package.json": b'{"workspaces": ["packages/*"]}',
+        "packages/mine/package.json": b'{"name": "mine", "version": "1.0.0"}',
+        "packages/mine/index.js": b"",
+    }
+    await spawner.start(job(files, *SERVE), Heard())
+    folder = data_dir / "workspaces" / f"{ID}.1" / "app"
+    assert (folder / "node_modules/mine").resolve() == folder / "packages/mine"
 
 
 async def test_cancelling_during_an_install_leaves_nothing(
@@ -729,7 +756,7 @@ async def test_cancelling_a_start_at_any_moment_leaves_nothing(
     spawner: ProcessSpawner, data_dir: Path
 ) -> None:
     for number in range(12):
-        work = job(SERVER_FILES, *SERVE, generation=number + 1)
+        work = job(SERVER_FILES, sys.executable, "-c", NEVER, generation=number + 1)
         start = asyncio.create_task(spawner.start(work, Heard()))
         await asyncio.sleep(number * 0.01)
         start.cancel()
