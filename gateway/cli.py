@@ -5,24 +5,26 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 import uvloop
 from pydantic_core import PydanticUndefined
 
 from gateway import __version__
 from gateway.app import Gateway, serve
-from gateway.client import Client
+from gateway.client import Client, Event
 from gateway.errors import GatewayError, SettingsError, SpawnFailed
 from gateway.folder import Folder
 from gateway.settings import PREFIX, Settings, load_settings
 from gateway.telemetry import configure_logging
-from gateway.up import up
+from gateway.up import sentence, up
 
 _BAD_USAGE: Final = 2
 
@@ -34,30 +36,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command: Callable[[argparse.Namespace], int] = options.command
         return command(options)
     except SettingsError as exc:
-        print(f"preview-gateway: {exc}", file=sys.stderr)
-        return _BAD_USAGE
-    except BaseExceptionGroup as group:
-        return _say_failure(_first(group))
+        return _say_failure(exc, status=_BAD_USAGE)
     except GatewayError as exc:
-        return _say_failure(exc)
-    except KeyboardInterrupt:
-        return 130
+        return _say_failure(exc, status=1)
+    except BrokenPipeError:
+        # Who read the output has seen enough; nothing may be flushed into the closed pipe at exit.
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - open until the end
+        return 128 + signal.SIGPIPE
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    inner: BaseException = group
-    while isinstance(inner, BaseExceptionGroup):
-        inner = inner.exceptions[0]
-    return inner
-
-
-def _say_failure(exc: BaseException) -> int:
-    if not isinstance(exc, GatewayError):
-        raise exc
+def _say_failure(exc: GatewayError, *, status: int) -> int:
     if isinstance(exc, SpawnFailed) and exc.log_tail:
         print(exc.log_tail, file=sys.stderr)
     print(f"preview-gateway: {exc}", file=sys.stderr)
-    return 1
+    return status
 
 
 # -- options ---------------------------------------------------------------------------------------
@@ -101,6 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser("check-config", help="check the settings and print them")
     _add_settings(command)
+    command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(command=_check_config)
     return parser
 
@@ -134,29 +127,46 @@ def _add_client(command: argparse.ArgumentParser) -> None:
 
 def _client(options: argparse.Namespace) -> Client:
     settings = load_settings()
-    tokens = [token.get_secret_value() for token in settings.api_tokens]
-    host = "127.0.0.1" if settings.host == "0.0.0.0" else settings.host  # noqa: S104 - compared
-    url = options.url or settings.public_url or f"http://{host}:{settings.port}"
-    return Client(url, token=options.token or (tokens[0] if tokens else ""))
+    url = options.url or settings.public_url or _local_url(settings)
+    return Client(url, token=options.token or _token(settings))
+
+
+def _local_url(settings: Settings) -> str:
+    """Where a gateway with these settings answers on this machine."""
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - what is listened on
+    host = everywhere.get(settings.host, settings.host)
+    return f"http://[{host}]:{settings.port}" if ":" in host else f"http://{host}:{settings.port}"
+
+
+def _token(settings: Settings) -> str:
+    return settings.api_tokens[0].get_secret_value() if settings.api_tokens else ""
 
 
 # -- commands --------------------------------------------------------------------------------------
 
 
 def _run(main: Coroutine[Any, Any, None]) -> int:
-    """Run a command; SIGTERM ends it like Ctrl-C, with everything cleaned up."""
+    """Run a command; SIGINT and SIGTERM cancel it, so that it cleans up, and give the status."""
+    signals: list[int] = []
 
     async def run() -> None:
-        task = asyncio.current_task()
-        if task is not None:
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+
+        def cancel(number: int) -> None:
+            # Once: what is cleaned up takes a limited time, and is not to be left half done.
+            if not signals and task is not None:
+                task.cancel()
+            signals.append(number)
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, cancel, number)
         await main
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
             runner.run(run())
         except asyncio.CancelledError:
-            return 143
+            return 128 + (signals[0] if signals else signal.SIGTERM)
     return 0
 
 
@@ -175,27 +185,22 @@ def _up(options: argparse.Namespace) -> int:
     configure_logging("warning")
     folder = Folder(options.dir)
 
-    def say(text: str) -> None:
-        if not options.json:
-            print(text, flush=True)
-
-    def report(event: str, **data: Any) -> None:
-        if options.json:
-            print(json.dumps({"event": event, **data}), flush=True)
+    def tell(event: str, **data: Any) -> None:
+        text = json.dumps({"event": event, **data}) if options.json else sentence(event, data)
+        print(text, flush=True)
 
     async def run() -> None:
-        tokens = [token.get_secret_value() for token in settings.api_tokens]
-        url = f"http://{settings.host}:{settings.port}"
         async with AsyncExitStack() as stack:
-            client = await stack.enter_async_context(Client(url, token=(tokens or [""])[0]))
+            url = _local_url(settings)
+            client = await stack.enter_async_context(Client(url, token=_token(settings)))
             if not settings.port or not await client.alive():
                 gateway = Gateway(settings)
                 await gateway.open()
                 stack.push_async_callback(gateway.close)
-                url = gateway.url
-                client = await stack.enter_async_context(Client(url, token=(tokens or [""])[0]))
-                say(f"serving      {url}")
-            await up(client, folder, say=say, open_browser=options.open, report=report)
+                url = _local_url(gateway.settings)
+                client = await stack.enter_async_context(Client(url, token=_token(settings)))
+                tell("serving", url=url)
+            await up(client, folder, tell=tell, open_browser=options.open)
 
     return _run(run())
 
@@ -223,18 +228,24 @@ def _ls(options: argparse.Namespace) -> int:
 def _logs(options: argparse.Namespace) -> int:
     async def run() -> None:
         async with _client(options) as client:
-            if not options.follow:
-                print(await client.logs(options.id, tail=options.tail), end="")
+            if options.follow:
+                async with aclosing(client.events(options.id)) as events:
+                    async for event in events:
+                        _show(event, as_json=options.json)
                 return
-            async for event in client.events(options.id):
-                if options.json:
-                    print(json.dumps({"id": event.id, "type": event.type, "data": event.data}))
-                elif event.type == "log":
-                    print(*event.data["lines"], sep="\n", flush=True)
-                elif event.type == "end":
-                    print(f"-- {event.data['state']}: {event.data.get('reason', '')}")
+            text = await client.logs(options.id, tail=options.tail)
+        print(json.dumps({"lines": text.splitlines()}) if options.json else text, end="")
 
     return _run(run())
+
+
+def _show(event: Event, *, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"id": event.id, "type": event.type, "data": event.data}), flush=True)
+    elif event.type == "log":
+        print(*event.data["lines"], sep="\n", flush=True)
+    elif event.type == "end":
+        print(f"-- {event.data['state']}: {event.data['reason']}", flush=True)
 
 
 def _stop(options: argparse.Namespace) -> int:
@@ -244,14 +255,29 @@ def _stop(options: argparse.Namespace) -> int:
         if options.json:
             print(json.dumps(answer))
         else:
-            again = " already" if answer["alreadyStopped"] else ""
-            print(f"{answer['id']} is{again} {answer['state']}: {answer['reason']}")
+            was = "was already" if answer["alreadyStopped"] else "is"
+            print(f"{answer['id']} {was} {answer['state']}: {answer['reason']}")
 
     return _run(run())
 
 
 def _check_config(options: argparse.Namespace) -> int:
     settings = _settings(options)
-    for name in Settings.model_fields:
-        print(f"{PREFIX}{name.upper()}={getattr(settings, name)}")
+    # JSON mode masks secrets; the registry's URL may hold a password, too.
+    shown = settings.model_dump(mode="json")
+    shown["redis_url"] = _without_password(settings.redis_url)
+    if options.json:
+        print(json.dumps(shown, indent=2))
+        return 0
+    for name, value in shown.items():
+        text = ",".join(map(str, value)) if isinstance(value, list) else value
+        print(f"{PREFIX}{name.upper()}={text}")
     return 0
+
+
+def _without_password(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    _, _, host = parts.netloc.rpartition("@")
+    return parts._replace(netloc=f"{parts.username or ''}:**********@{host}").geturl()

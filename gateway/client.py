@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -119,33 +120,44 @@ class Client:
 
     async def logs(self, session_id: str, *, tail: int) -> str:
         """The end of the log."""
-        path = f"{self._url}/api/v1/sessions/{session_id}/logs"
-        try:
-            async with self._http.get(path, params={"tail": str(tail)}) as response:
-                text = await response.text()
-                if response.status >= 400:
-                    raise ApiError(response.status, _problem(text))
-                return text
-        except (aiohttp.ClientConnectionError, TimeoutError) as exc:
-            raise Unreachable(f"no gateway answers at {self._url}: {exc}") from exc
+        _, text = await self._ask(
+            "GET", f"/api/v1/sessions/{session_id}/logs", query={"tail": str(tail)}
+        )
+        return text
 
-    async def events(self, session_id: str, *, after: str = "0") -> AsyncIterator[Event]:
-        """The session's events, resumed after every lost connection, until its ``end``."""
-        url = f"{self._url}/api/v1/sessions/{session_id}/events"
-        timeout = aiohttp.ClientTimeout(total=None, sock_read=_STREAM_SILENCE_SECONDS)
-        while True:
+    async def events(self, session_id: str) -> AsyncGenerator[Event, None]:
+        """The session's events, resumed after every lost connection, until it has ended.
+
+        A session that was begun anew has an ``end`` in the middle: the last one is the end.
+        """
+        after, last = "0", ""
+        while last != "end":
             try:
-                headers = {"Last-Event-ID": after}
-                async with self._http.get(url, headers=headers, timeout=timeout) as response:
-                    if response.status >= 400:
-                        raise ApiError(response.status, _problem(await response.text()))
-                    async for event in _parse(response.content):
-                        after = event.id or after
+                async with aclosing(self._events_after(session_id, after)) as events:
+                    async for event in events:
+                        after, last = event.id or after, event.type
                         yield event
-                        if event.type == "end":
-                            return
-            except (aiohttp.ClientError, TimeoutError):
+            except (Unreachable, ApiError) as exc:
+                if isinstance(exc, ApiError) and exc.http_status < 500:
+                    raise
+                last = ""
+            if last != "end":
                 await asyncio.sleep(_RECONNECT_SECONDS)
+
+    async def _events_after(self, session_id: str, after: str) -> AsyncGenerator[Event, None]:
+        """The events of one connection."""
+        parser = EventParser()
+        with self._translated():
+            async with self._http.get(
+                f"{self._url}/api/v1/sessions/{session_id}/events",
+                headers={"Last-Event-ID": after},
+                timeout=aiohttp.ClientTimeout(total=None, sock_read=_STREAM_SILENCE_SECONDS),
+            ) as response:
+                if response.status >= 400:
+                    raise ApiError(response.status, _problem(await response.text()))
+                async for data in response.content.iter_any():
+                    for event in parser.feed(data):
+                        yield event
 
     async def _call(
         self,
@@ -156,7 +168,26 @@ class Client:
         query: Mapping[str, str] | None = None,
         seconds: float = _CALL_SECONDS,
     ) -> dict[str, Any]:
+        """The JSON object that a call answers."""
+        _, text = await self._ask(method, path, body, query=query, seconds=seconds)
         try:
+            answer = json.loads(text)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise Unreachable(f"what answers at {self._url} is no preview gateway")
+        return answer
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        query: Mapping[str, str] | None = None,
+        seconds: float = _CALL_SECONDS,
+    ) -> tuple[int, str]:
+        with self._translated():
             async with self._http.request(
                 method,
                 self._url + path,
@@ -164,13 +195,22 @@ class Client:
                 params=query,
                 timeout=aiohttp.ClientTimeout(total=seconds),
             ) as response:
-                text = await response.text()
-        except (aiohttp.ClientConnectionError, TimeoutError) as exc:
-            raise Unreachable(f"no gateway answers at {self._url}: {exc}") from exc
-        if response.status >= 400:
-            raise ApiError(response.status, _problem(text))
-        answer = json.loads(text)
-        return answer if isinstance(answer, dict) else {}
+                status, text = response.status, await response.text()
+        if status >= 400:
+            raise ApiError(status, _problem(text))
+        return status, text
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        """Errors of the connection as Unreachable."""
+        try:
+            yield
+        except (aiohttp.ClientError, TimeoutError) as exc:
+            reason = str(exc) or type(exc).__name__
+            raise Unreachable(
+                f"no gateway answers at {self._url} ({reason}): start one with `preview-gateway "
+                "serve`, or name another with --url"
+            ) from exc
 
 
 def _problem(text: str) -> dict[str, Any]:
@@ -181,16 +221,25 @@ def _problem(text: str) -> dict[str, Any]:
     return problem if isinstance(problem, dict) else {"detail": text[:500]}
 
 
-async def _parse(content: aiohttp.StreamReader) -> AsyncIterator[Event]:
-    """Server-sent events of a response (HTML standard, 9.2.6)."""
-    fields: dict[str, str] = {}
-    async for raw in content:
-        line = raw.decode().rstrip("\r\n")
-        if line:
-            name, _, value = line.partition(":")
-            fields[name] = value.removeprefix(" ")
-            continue
-        if "data" in fields:
-            data = json.loads(fields["data"])
-            yield Event(fields.get("id", ""), fields.get("event", "message"), data)
-        fields = {}
+class EventParser:
+    """Server-sent events from bytes as they come (HTML standard, 9.2.6). No I/O."""
+
+    def __init__(self) -> None:
+        self._open = b""
+        self._fields: dict[str, str] = {}
+
+    def feed(self, data: bytes) -> list[Event]:
+        """The events that ``data`` completes."""
+        *lines, self._open = (self._open + data).split(b"\n")
+        events: list[Event] = []
+        for raw in lines:
+            line = raw.removesuffix(b"\r").decode(errors="replace")
+            if line:
+                name, _, value = line.partition(":")
+                self._fields[name] = value.removeprefix(" ")
+                continue
+            fields, self._fields = self._fields, {}
+            if "data" in fields:
+                content = json.loads(fields["data"])
+                events.append(Event(fields.get("id", ""), fields.get("event", "message"), content))
+        return events

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -26,54 +28,93 @@ _ALWAYS_IGNORED: Final = (
     ".#*",
     "4913",
 )
+#: Tells whether a file is still the one that was read: its inode, size and time of change.
+_Stamp = tuple[int, int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Edits:
+    """What has changed in a folder: contents to write, paths to delete."""
+
+    write: dict[str, bytes] = field(default_factory=dict)
+    delete: list[str] = field(default_factory=list)
+
+    def __bool__(self) -> bool:
+        return bool(self.write or self.delete)
+
+    def __str__(self) -> str:
+        names = [*self.write, *(f"{path} (deleted)" for path in self.delete)]
+        return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 class Folder:
-    """The files of ``root`` that belong to the project: all but those that .gitignore names."""
+    """The files of ``root`` that belong to the project: all but those that .gitignore names.
+
+    Symbolic links are left out. Every method blocks on the disk; call them one at a time.
+    """
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
             raise BadFiles(f"{root} is no folder: name the folder that holds package.json")
         self.root = root.resolve()
-        patterns = list(_ALWAYS_IGNORED)
-        ignore = self.root / ".gitignore"
-        if ignore.is_file():
-            patterns += ignore.read_text(errors="replace").splitlines()
-        self._ignored = pathspec.GitIgnoreSpec.from_lines(patterns)
+        self._ignored = _ignored(self.root)
+        self._seen: dict[str, _Stamp] = {}
 
-    def relative(self, path: Path) -> str | None:
-        """The POSIX path below the root, or None if it does not belong to the project."""
-        try:
-            relative = path.relative_to(self.root).as_posix()
-        except ValueError:
-            return None
-        return None if self._ignored.match_file(relative) else relative
+    def belongs(self, path: Path) -> bool:
+        """Whether a change of ``path``, file or folder, may concern the project."""
+        if not path.is_relative_to(self.root):
+            return False
+        relative = path.relative_to(self.root).as_posix()
+        return not (self._ignored.match_file(relative) or self._ignored.match_file(relative + "/"))
 
-    def files(self) -> dict[str, bytes]:
-        """All files with their contents; symbolic links are left out."""
-        return dict(self._walk(self.root))
+    def edits(self) -> Edits:
+        """What has changed since the last call; at the first call, everything.
 
-    def _walk(self, folder: Path) -> Iterable[tuple[str, bytes]]:
-        for entry in sorted(folder.iterdir()):
-            if entry.is_symlink():
-                continue
-            relative = entry.relative_to(self.root).as_posix()
-            if entry.is_dir():
-                if not self._ignored.match_file(relative + "/"):
-                    yield from self._walk(entry)
-            elif entry.is_file() and not self._ignored.match_file(relative):
-                yield relative, entry.read_bytes()
-
-    def edits(self, changed: Iterable[Path]) -> tuple[dict[str, bytes], list[str]]:
-        """What has become of ``changed`` paths: (files to write, paths to delete)."""
-        write: dict[str, bytes] = {}
-        delete: list[str] = []
-        for path in changed:
-            relative = self.relative(path)
-            if relative is None or path.is_dir() or path.is_symlink():
-                continue
+        Looks at the whole folder, for a watcher does not name each file of a folder that was moved.
+        """
+        self._ignored = _ignored(self.root)
+        before, self._seen = self._seen, {}
+        edits = Edits()
+        for relative, path in self._walk(self.root, ""):
             try:
-                write[relative] = path.read_bytes()
+                # Stamped before it is read: a change meanwhile makes the next stamp another one.
+                stamp = _stamp(path)
+                if before.get(relative) != stamp:
+                    edits.write[relative] = path.read_bytes()
             except FileNotFoundError:
-                delete.append(relative)
-        return write, delete
+                continue
+            self._seen[relative] = stamp
+        edits.delete.extend(path for path in before if path not in self._seen)
+        return edits
+
+    def forget(self, edits: Edits) -> None:
+        """``edits`` did not arrive: the next call brings them again."""
+        for path in edits.write:
+            self._seen.pop(path, None)
+        self._seen.update(dict.fromkeys(edits.delete, (0, 0, 0)))
+
+    def _walk(self, folder: Path, prefix: str) -> Iterator[tuple[str, Path]]:
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            relative = prefix + entry.name
+            if entry.is_dir(follow_symlinks=False):
+                if not self._ignored.match_file(relative + "/"):
+                    yield from self._walk(Path(entry.path), relative + "/")
+            elif entry.is_file(follow_symlinks=False) and not self._ignored.match_file(relative):
+                yield relative, Path(entry.path)
+
+
+def _stamp(path: Path) -> _Stamp:
+    stat = path.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+
+
+def _ignored(root: Path) -> pathspec.GitIgnoreSpec:
+    patterns = list(_ALWAYS_IGNORED)
+    ignore = root / ".gitignore"
+    if ignore.is_file():
+        patterns += ignore.read_text(errors="replace").splitlines()
+    return pathspec.GitIgnoreSpec.from_lines(patterns)

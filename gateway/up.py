@@ -7,19 +7,25 @@ import re
 import secrets
 import time
 import webbrowser
+from collections import deque
 from collections.abc import Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import Any, Final
 
 import watchfiles
 
 from gateway.client import ApiError, Client, Unreachable
-from gateway.errors import GatewayError, SpawnFailed
+from gateway.errors import BadFiles, GatewayError, SpawnFailed
 from gateway.folder import Folder
 
-_STOP_SECONDS: Final = 10.0
-Say = Callable[[str], None]
+_STOP_SECONDS: Final = 30.0
+#: An edit that got lost (before the watcher listened, or on its way) is found after this.
+_LOOK_AGAIN_MS: Final = 1000
+_TAIL_LINES: Final = 30
+
+#: Is told what happens: ``tell(event, **data)``.
+Tell = Callable[..., None]
 
 
 def session_name(folder: Path) -> str:
@@ -28,87 +34,135 @@ def session_name(folder: Path) -> str:
     return f"{slug}-{secrets.token_hex(4)}"
 
 
-async def up(
-    client: Client, folder: Folder, *, say: Say, open_browser: bool, report: Callable[..., None]
-) -> None:
-    """Create a session from ``folder``, say its URL, sync edits until cancelled, then stop it.
+def sentence(event: str, data: dict[str, Any]) -> str:
+    """What happened, for a person to read."""
+    match event:
+        case "serving":
+            return f"serving      {data['url']}"
+        case "registered":
+            return f"registered   {data['session']['id']} ({data['files']} files)"
+        case "phase":
+            detail = f" ({data['detail']})" if data.get("detail") else ""
+            return f"{data['phase']:<12}{detail}".rstrip()
+        case "ready":
+            return (
+                f"ready        in {data['seconds']:.1f} s\n\n  {data['previewUrl']}\n\n"
+                f"edits of {data['folder']} are synced; Ctrl-C stops the preview"
+            )
+        case "log":
+            return "\n".join(f"  | {line}" for line in data["lines"])
+        case "stopped":
+            return f"stopped      {data['id']}"
+        case _:
+            return f"{event:<12} {data['detail']}"
 
-    ``report(event, **data)`` is told the same for programs. Raises SpawnFailed if the preview
-    fails, before or after it was ready.
+
+async def up(client: Client, folder: Folder, *, tell: Tell, open_browser: bool) -> None:
+    """Create a session from ``folder``, tell its URL, sync edits until cancelled, then stop it.
+
+    Returns if the session is stopped by somebody else. Raises SpawnFailed if the preview fails,
+    before or after it was ready.
     """
     started = time.monotonic()
-    files = await asyncio.to_thread(folder.files)
-    session = await client.create(files, id=session_name(folder.root))
-    session_id = session["id"]
+    files = (await asyncio.to_thread(folder.edits)).write
+    if "package.json" not in files:
+        raise BadFiles(f"{folder.root} has no package.json: name the folder that holds it")
+    name = session_name(folder.root)
     async with AsyncExitStack() as stack:
-        stack.push_async_callback(_stop, client, session_id, say)
-        say(f"registered   {session_id} ({len(files)} files)")
-        report("registered", session=session)
-        ready = asyncio.Event()
+        # Before the call: cancelled half-way, it may have made the session.
+        stack.push_async_callback(_stop, client, name, tell)
+        session = await client.create(files, id=name)
+        tell("registered", session=session, files=len(files))
 
         def on_ready() -> None:
-            say(f"ready        in {time.monotonic() - started:.1f} s")
-            say("")
-            say(f"  {session['previewUrl']}")
-            say("")
-            say(f"edits of {folder.root} are synced; Ctrl-C stops the preview")
-            report("ready", previewUrl=session["previewUrl"])
+            url = session["previewUrl"]
+            tell(
+                "ready",
+                previewUrl=url,
+                seconds=round(time.monotonic() - started, 2),
+                folder=str(folder.root),
+            )
             if open_browser:
-                webbrowser.open(session["previewUrl"])
-            ready.set()
+                webbrowser.open(url)
 
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(_follow(client, session_id, say, on_ready), name="up: events")
-            tasks.create_task(_sync(client, session_id, folder, say), name="up: sync")
+        sync = asyncio.create_task(_sync(client, name, folder, tell), name="up: sync")
+        stack.push_async_callback(_end, sync)
+        follow = asyncio.create_task(_follow(client, name, tell, on_ready), name="up: events")
+        stack.push_async_callback(_end, follow)
+        done, _ = await asyncio.wait((sync, follow), return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
 
 
-async def _stop(client: Client, session_id: str, say: Say) -> None:
+async def _end(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait((task,))
+
+
+async def _stop(client: Client, session_id: str, tell: Tell) -> None:
     try:
         async with asyncio.timeout(_STOP_SECONDS):
             await client.stop(session_id)
-        say(f"stopped      {session_id}")
+    except ApiError as exc:
+        if exc.http_status != 404:  # refused: it was never made
+            tell("warning", detail=f"could not stop {session_id}: {exc}")
     except (GatewayError, TimeoutError) as exc:
-        say(f"could not stop {session_id}: {exc}")
+        tell("warning", detail=f"could not stop {session_id}: {exc}")
+    else:
+        tell("stopped", id=session_id)
 
 
-async def _follow(client: Client, session_id: str, say: Say, on_ready: Callable[[], None]) -> None:
-    """Say what happens; a preview that fails ends the command."""
-    lines: list[str] = []
+async def _follow(
+    client: Client, session_id: str, tell: Tell, on_ready: Callable[[], None]
+) -> None:
+    """Tell what happens, until the preview ends; SpawnFailed if that is a failure."""
+    tail: deque[str] = deque(maxlen=_TAIL_LINES)
     is_ready = False
-    async for event in client.events(session_id):
-        if event.type == "log":
-            lines = (lines + event.data["lines"])[-30:]
-            if is_ready:
-                for line in event.data["lines"]:
-                    say(f"  | {line}")
-        elif event.type == "event" and event.data.get("type") == "phase":
-            _say_phase(say, event.data)
-        elif event.type == "state" and event.data.get("state") == "ready" and not is_ready:
-            is_ready = True
-            on_ready()
-        elif event.type == "end":
-            tail = "\n".join(f"  | {line}" for line in lines)
-            raise SpawnFailed(
-                f"the preview has {event.data['state']}: {event.data.get('reason', '')}",
-                log_tail=tail,
-            )
+    async with aclosing(client.events(session_id)) as events:
+        async for event in events:
+            data = event.data
+            if event.type == "log":
+                tail.extend(data["lines"])
+                if is_ready:
+                    tell("log", lines=data["lines"])
+            elif event.type == "event" and data.get("type") == "phase":
+                tell("phase", phase=data["phase"], detail=data.get("detail", ""))
+            elif event.type == "state" and data["state"] == "ready" and not is_ready:
+                is_ready = True
+                on_ready()
+            elif event.type == "end" and data["state"] == "failed":
+                log_tail = "" if is_ready else "\n".join(f"  | {line}" for line in tail)
+                raise SpawnFailed(f"the preview failed: {data['reason']}", log_tail=log_tail)
+            elif event.type == "end":
+                tell("ended", detail=f"the preview is {data['state']}: {data['reason']}")
 
 
-def _say_phase(say: Say, data: dict[str, Any]) -> None:
-    detail = f" ({data['detail']})" if data.get("detail") else ""
-    say(f"{data['phase']:<12}{detail}")
-
-
-async def _sync(client: Client, session_id: str, folder: Folder, say: Say) -> None:
+async def _sync(client: Client, session_id: str, folder: Folder, tell: Tell) -> None:
     """Send edits of the folder as they happen."""
-    async for changes in watchfiles.awatch(folder.root, step=20, debounce=200):
-        write, delete = await asyncio.to_thread(folder.edits, [Path(path) for _, path in changes])
-        if not write and not delete:
-            continue
-        try:
-            await client.edit(session_id, write=write, delete=delete)
-        except (ApiError, Unreachable) as exc:
-            say(f"edit not sent: {exc}")
-            continue
-        names = [*write, *(f"{path} (deleted)" for path in delete)]
-        say(f"synced       {', '.join(names[:5])}{' ...' if len(names) > 5 else ''}")
+    watcher = watchfiles.awatch(
+        folder.root,
+        watch_filter=lambda _, path: folder.belongs(Path(path)),
+        step=20,
+        debounce=200,
+        rust_timeout=_LOOK_AGAIN_MS,
+        yield_on_timeout=True,
+    )
+    look = True
+    async with aclosing(watcher) as changes:
+        async for changed in changes:
+            if not changed and not look:
+                continue
+            edits = await asyncio.to_thread(folder.edits)
+            look = False
+            if not edits:
+                continue
+            try:
+                revision = await client.edit(session_id, write=edits.write, delete=edits.delete)
+            except (ApiError, Unreachable) as exc:
+                tell("not synced", detail=f"{edits}: {exc}")
+                # A refused edit is refused again; one that did not arrive is sent again.
+                if isinstance(exc, Unreachable) or exc.http_status >= 500:
+                    folder.forget(edits)
+                    look = True
+                continue
+            tell("synced", detail=str(edits), revision=revision)
