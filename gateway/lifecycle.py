@@ -111,6 +111,8 @@ class Lifecycle:
         try:
             registered = await self._registry.register(new, owner=self.replica.owner)
             session = registered.session
+            if registered.created:
+                log.info("session %s is registered (%d files)", new.id, len(new.files))
             if session.state is State.REGISTERED and session.owner == self.replica.owner:
                 # Also when a former call registered it and then failed to be acknowledged.
                 self._begin(session)
@@ -179,10 +181,13 @@ class Lifecycle:
             base=session.base,
             files=files,
         )
+        started = asyncio.get_running_loop().time()
         server = await spawner.start(job, owned.reports)
         await owned.reports.flush(seconds=_FLUSH_SECONDS)
         change = Change(endpoint=server.endpoint, hmr=server.hmr)
         await self._move(owned, State.READY, change)
+        seconds = asyncio.get_running_loop().time() - started
+        log.info("session %s is ready at %s (%.2f s)", owned.id, server.endpoint, seconds)
         owned.ready = True
         owned.edited.set()  # edits may have come in while it started
 
@@ -287,6 +292,8 @@ class Lifecycle:
             raise SessionNotFound(session_id)
         already = before.state in ENDED or before.state is State.STOPPING
         session = await self._registry.request_stop(session_id, reason=reason)
+        if not already:
+            log.info("session %s stops: %s", session_id, reason)
         if session.state is State.STOPPING:
             session = await self._until_ended(session)
         return session, already

@@ -1,0 +1,316 @@
+"""The life of sessions between a real registry and a spawner that does what a test says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import pytest
+
+from gateway.errors import RegistryUnavailable, SessionConflict, SessionNotFound, SpawnFailed
+from gateway.lifecycle import Lifecycle
+from gateway.registry.base import Replica
+from gateway.registry.redis_store import RedisRegistry
+from gateway.session import Endpoint, Hmr, Recipe, Session, SessionId, State
+from gateway.settings import Settings
+from gateway.spawner.base import DevServer, Job, Reports
+from tests.contract.conftest import ENDPOINT, ID, Opener, Server, new_session
+
+FAST = {"lease_seconds": 1.0, "stop_grace_seconds": 0.1}
+
+
+class ScriptedSpawner:
+    """Starts nothing; each start waits for ``go`` and ends as the test says."""
+
+    def __init__(self) -> None:
+        self.started: list[Job] = []
+        self.stopped: list[tuple[SessionId, int | None]] = []
+        self.written: list[tuple[dict[str, bytes], list[str]]] = []
+        self.running: dict[SessionId, int] = {}
+        self.reports: dict[SessionId, Reports] = {}
+        self.go = asyncio.Event()
+        self.go.set()
+        self.failure: SpawnFailed | None = None
+        self.news = asyncio.Event()
+
+    async def open(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        self.running.clear()
+
+    async def start(self, job: Job, reports: Reports) -> DevServer:
+        self.started.append(job)
+        self.news.set()
+        reports.phase("starting", "scripted")
+        reports.log(["one", "two"])
+        await self.go.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.running[job.session_id] = job.generation
+        self.reports[job.session_id] = reports
+        return DevServer(Endpoint("127.0.0.1", 4000 + len(self.started)), Hmr("", "vite-hmr"))
+
+    async def write(
+        self, session_id: SessionId, *, write: Mapping[str, bytes], delete: Sequence[str] = ()
+    ) -> None:
+        self.written.append((dict(write), list(delete)))
+        self.news.set()
+
+    async def stop(self, session_id: SessionId, *, generation: int | None = None) -> None:
+        self.stopped.append((session_id, generation))
+        if generation in (None, self.running.get(session_id)):
+            self.running.pop(session_id, None)
+        self.news.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until what the life cycle asked for fulfils a condition."""
+        async with asyncio.timeout(10):
+            while not condition():
+                self.news.clear()
+                await self.news.wait()
+
+
+class Replicated:
+    """One replica's life cycle, with its registry and its spawner."""
+
+    def __init__(self, name: str, registry: RedisRegistry, settings: Settings) -> None:
+        self.registry = registry
+        self.spawner = ScriptedSpawner()
+        self.life = Lifecycle(settings, registry, self.spawner, Replica(name, "1"))
+
+    async def state(self, state: State, session_id: SessionId = ID) -> Session:
+        """The session once it is in ``state``."""
+        session = await self.life.wait(session_id, lambda s: s.state is state, seconds=10)
+        assert session.state is state
+        return session
+
+
+Start = Callable[..., Awaitable[Replicated]]
+
+
+@pytest.fixture
+async def start(server: Server, connect: Opener) -> AsyncIterator[Start]:
+    """Starts replicas' life cycles and closes them after the test."""
+    opened: list[Lifecycle] = []
+
+    async def start(name: str, **changes: Any) -> Replicated:
+        settings = Settings(**{**FAST, **changes})
+        replica = Replicated(name, await connect(server.url, **{**FAST, **changes}), settings)
+        opened.append(replica.life)
+        await replica.life.open()
+        return replica
+
+    yield start
+    for life in opened:
+        await life.close()
+
+
+async def test_a_created_session_becomes_ready_with_its_endpoint_and_files(start: Start) -> None:
+    a = await start("a")
+    registered = await a.life.create(new_session())
+    assert registered.created
+    assert registered.session.state is State.REGISTERED
+    session = await a.state(State.READY)
+    assert session.endpoint == Endpoint("127.0.0.1", 4001)
+    assert session.hmr.protocol == "vite-hmr"
+    assert a.spawner.started[0].files == {"index.html": b"<h1>Hi</h1>"}
+
+
+async def test_what_the_spawner_tells_is_in_the_stream_before_the_session_is_ready(
+    start: Start,
+) -> None:
+    a = await start("a")
+    await a.life.create(new_session())
+    await a.state(State.READY)
+    events = await a.registry.recent_events(ID, count=100)
+    kinds = [
+        event.data.get("state") or event.data.get("phase") or event.data.get("lines")
+        for event in events
+    ]
+    assert kinds == ["registered", "starting", "starting", ["one", "two"], "ready"]
+
+
+async def test_the_same_create_again_starts_nothing_more(start: Start) -> None:
+    a, b = await start("a"), await start("b")
+    results = await asyncio.gather(
+        *(replica.life.create(new_session()) for replica in (a, b) for _ in range(5))
+    )
+    assert sum(result.created for result in results) == 1
+    assert len({result.session.generation for result in results}) == 1
+    await a.state(State.READY)
+    assert len(a.spawner.started) + len(b.spawner.started) == 1
+    with pytest.raises(SessionConflict):
+        await b.life.create(new_session(digest="another"))
+
+
+async def test_a_failed_start_is_a_failed_session_with_reason_and_log(start: Start) -> None:
+    a = await start("a")
+    a.spawner.failure = SpawnFailed("it cannot be", log_tail="last line")
+    await a.life.create(new_session())
+    session = await a.state(State.FAILED)
+    assert (session.reason, session.log_tail) == ("it cannot be", "last line")
+    assert session.endpoint is None
+    assert a.life.owned == 0
+
+
+async def test_a_dev_server_that_exits_fails_its_session(start: Start) -> None:
+    a = await start("a")
+    await a.life.create(new_session())
+    await a.state(State.READY)
+    a.spawner.reports[ID].exited("it exited with status 7", "the end")
+    session = await a.state(State.FAILED)
+    assert session.reason == "it exited with status 7"
+
+
+async def test_an_edit_through_another_replica_reaches_the_owners_workspace(start: Start) -> None:
+    a, b = await start("a"), await start("b")
+    await a.life.create(new_session())
+    await a.state(State.READY)
+    edited = await b.life.edit(ID, write={"new.js": b"1"}, delete=["index.html"], base_revision=1)
+    assert edited.revision == 2
+    await a.spawner.until(lambda: bool(a.spawner.written))
+    assert a.spawner.written == [({"new.js": b"1"}, ["index.html"])]
+    assert b.spawner.written == []
+
+
+async def test_an_edit_during_the_start_is_applied_when_it_is_ready(start: Start) -> None:
+    a = await start("a")
+    a.spawner.go.clear()
+    await a.life.create(new_session())
+    await a.spawner.until(lambda: bool(a.spawner.started))
+    await a.life.edit(ID, write={"late.js": b"2"}, delete=[], base_revision=None)
+    a.spawner.go.set()
+    await a.spawner.until(lambda: bool(a.spawner.written))
+    assert a.spawner.written == [({"late.js": b"2"}, [])]
+
+
+async def test_a_stop_through_another_replica_stops_the_dev_server_first(start: Start) -> None:
+    a, b = await start("a"), await start("b")
+    await a.life.create(new_session())
+    await a.state(State.READY)
+    session, already = await b.life.stop(ID, reason="enough")
+    assert (session.state, session.reason, already) == (State.STOPPED, "enough", False)
+    assert a.spawner.running == {}
+    session, already = await a.life.stop(ID, reason="again")
+    assert (session.state, session.reason, already) == (State.STOPPED, "enough", True)
+
+
+async def test_a_stop_during_the_start_cancels_it(start: Start) -> None:
+    a, b = await start("a"), await start("b")
+    a.spawner.go.clear()
+    await a.life.create(new_session())
+    await a.spawner.until(lambda: bool(a.spawner.started))
+    session, _ = await b.life.stop(ID, reason="changed my mind")
+    assert session.state is State.STOPPED
+    assert a.life.owned == 0
+
+
+async def test_stopping_what_never_existed_is_not_found(start: Start) -> None:
+    a = await start("a")
+    with pytest.raises(SessionNotFound):
+        await a.life.stop(SessionId("never-created"), reason="x")
+
+
+async def test_a_replica_that_closes_leaves_its_sessions_asleep_for_others_to_wake(
+    start: Start,
+) -> None:
+    a, b = await start("a"), await start("b")
+    await a.life.create(new_session())
+    first = await a.state(State.READY)
+    await a.life.close()
+    assert a.spawner.running == {}
+    asleep = await b.state(State.SLEEPING)
+    assert asleep.endpoint is None
+    assert await b.life.wake(ID, generation=first.generation)
+    awake = await b.state(State.READY)
+    assert awake.replica == "b"
+    assert awake.generation > first.generation
+    assert b.spawner.started[0].files == {"index.html": b"<h1>Hi</h1>"}
+
+
+async def test_concurrent_wakes_on_two_replicas_start_one_dev_server(start: Start) -> None:
+    a, b, c = await start("a"), await start("b"), await start("c")
+    await a.life.create(new_session())
+    first = await a.state(State.READY)
+    await a.life.close()
+    wakes = [
+        replica.life.wake(ID, generation=first.generation) for replica in (b, c) for _ in range(5)
+    ]
+    assert all(await asyncio.gather(*wakes))
+    await b.state(State.READY)
+    assert len(b.spawner.started) + len(c.spawner.started) == 1
+
+
+async def test_a_session_that_is_well_is_not_woken(start: Start) -> None:
+    a, b = await start("a"), await start("b")
+    await a.life.create(new_session())
+    session = await a.state(State.READY)
+    assert not await b.life.wake(ID, generation=session.generation)
+    assert b.spawner.started == []
+
+
+async def test_an_owner_that_lost_its_session_stops_its_dev_server(start: Start) -> None:
+    a, b = await start("a"), await start("b")
+    await a.life.create(new_session())
+    session = await a.state(State.READY)
+    await b.registry.claim(ID, owner="b/1", generation=session.generation)
+    await a.spawner.until(lambda: not a.spawner.running)
+    assert a.life.owned == 0
+
+
+async def test_what_a_lost_replica_left_is_settled_by_the_sweep(
+    start: Start, server: Server, connect: Opener
+) -> None:
+    lost = await connect(server.url, **FAST)
+    await lost.register(new_session("was-starting"), owner="lost/1")
+    ready = await lost.register(new_session("was-ready-1"), owner="lost/1")
+    generation = ready.session.generation
+    for state in (State.STARTING, State.READY):
+        await lost.move(ready.session.id, state, owner="lost/1", generation=generation)
+    await lost.register(
+        new_session(
+            "with-target", endpoint=ENDPOINT, files={}, recipe=Recipe(target="127.0.0.1:5173")
+        ),
+        owner="lost/1",
+    )
+    a = await start("a")
+    await a.state(State.READY, SessionId("was-starting"))
+    await a.state(State.SLEEPING, SessionId("was-ready-1"))
+    await a.state(State.READY, SessionId("with-target"))
+    assert [job.session_id for job in a.spawner.started] == ["was-starting"]
+
+
+async def test_a_session_expires_and_its_dev_server_stops(start: Start) -> None:
+    a = await start("a")
+    await a.life.create(new_session(ttl_seconds=1))
+    await a.state(State.READY)
+    session = await a.state(State.EXPIRED)
+    assert "end of its time" in session.reason
+    assert a.spawner.running == {}
+
+
+async def test_a_start_outlives_a_registry_that_is_away_for_a_while(
+    start: Start, server: Server
+) -> None:
+    a = await start("a", registry_timeout_seconds=0.3, lease_seconds=30)
+    a.spawner.go.clear()
+    await a.life.create(new_session())
+    await a.spawner.until(lambda: bool(a.spawner.started))
+    with server.stalled():
+        a.spawner.go.set()
+        with pytest.raises(RegistryUnavailable):
+            await a.life.create(new_session("other-session"))
+    session = await a.state(State.READY)
+    assert a.spawner.running == {ID: session.generation}
+
+
+async def test_waiting_for_a_session_ends_when_another_replica_registers_it(start: Start) -> None:
+    a, b = await start("a"), await start("b")
+    waiting = asyncio.create_task(b.life.wait(ID, lambda _: True, seconds=10))
+    await asyncio.sleep(0)
+    await a.life.create(new_session())
+    assert (await waiting).id == ID
+    with pytest.raises(SessionNotFound, match="waited"):
+        await b.life.wait(SessionId("never-created"), lambda _: True, seconds=0.05)
