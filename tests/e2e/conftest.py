@@ -6,12 +6,16 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import aiohttp
 import pytest
+import pytest_asyncio
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, Page, async_playwright
 
 from tests.conftest import find_valkey
@@ -49,6 +53,13 @@ class Store:
 
 @pytest.fixture
 async def store() -> AsyncIterator[Store]:
+    """A Valkey of one test."""
+    async with run_store() as store:
+        yield store
+
+
+@asynccontextmanager
+async def run_store() -> AsyncIterator[Store]:
     """A Valkey that listens on a Unix socket only."""
     folder = Path(tempfile.mkdtemp(prefix="pgw-store-"))
     socket = folder / "valkey.sock"
@@ -103,6 +114,52 @@ def environ() -> dict[str, str]:
 
 @pytest.fixture
 async def pair(
+    store: Store, data_dir: Path, http: aiohttp.ClientSession, environ: dict[str, str]
+) -> AsyncIterator[Pair]:
+    """Two replicas of one test."""
+    async with run_pair(store, data_dir, http, environ) as pair:
+        yield pair
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_pair(request: pytest.FixtureRequest, data_dir: Path) -> AsyncIterator[Pair]:
+    """Two replicas for a whole module, with the settings in its ENVIRON.
+
+    Its tests run in one event loop: ``pytestmark = pytest.mark.asyncio(loop_scope="module")``.
+    Whatever they do, the replicas may not log an error.
+    """
+    environ: dict[str, str] = getattr(request.module, "ENVIRON", {})
+    connector = aiohttp.TCPConnector(limit=0)
+    async with (
+        run_store() as store,
+        aiohttp.ClientSession(connector=connector) as http,
+        run_pair(store, data_dir, http, environ) as pair,
+    ):
+        yield pair
+    for api in (pair.a, pair.b):
+        wrong = [line for line in api.replica.lines if "Traceback" in line or '"error"' in line]
+        assert not wrong, wrong
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared_echo() -> AsyncIterator[str]:
+    """``host:port`` of a server that answers with what it was asked, for a whole module."""
+
+    async def answer(request: web.Request) -> web.Response:
+        body = (await request.read()).decode()
+        headers = {name.lower(): value for name, value in request.headers.items()}
+        return web.json_response(
+            {"method": request.method, "path": request.raw_path, "headers": headers, "body": body}
+        )
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    async with TestServer(app, host="127.0.0.1") as server:
+        yield f"127.0.0.1:{server.port}"
+
+
+@asynccontextmanager
+async def run_pair(
     store: Store, data_dir: Path, http: aiohttp.ClientSession, environ: dict[str, str]
 ) -> AsyncIterator[Pair]:
     """Two replicas that share nothing but the registry (and, to be quick, a disk)."""

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -113,6 +115,15 @@ class ReplicaProcess:
             raise
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A response; ``body`` is decoded if it is JSON."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: Any
+
+
 class Api:
     """The HTTP API of one replica, as a test calls it."""
 
@@ -126,16 +137,19 @@ class Api:
     ) -> tuple[int, Any]:
         """(status, decoded body) of a call; ``body`` is sent as JSON."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        answer = await self.ask(method, path, json=body, headers=headers, seconds=seconds)
+        return answer.status, answer.body
+
+    async def ask(self, method: str, path: str, *, seconds: float = 60.0, **options: Any) -> Answer:
+        """A call with any further options of aiohttp's ``request``."""
+        timeout = aiohttp.ClientTimeout(total=seconds)
         async with self._http.request(
-            method,
-            self.url + path,
-            json=body,
-            headers=headers,
-            timeout=aiohttp.ClientTimeout(total=seconds),
+            method, self.url + path, timeout=timeout, **options
         ) as response:
+            body: Any = await response.text()
             if "json" in response.content_type:
-                return response.status, await response.json(content_type=None)
-            return response.status, await response.text()
+                body = json.loads(body)
+            return Answer(response.status, response.headers, body)
 
     async def create(self, body: Any, *, ready: bool = False) -> dict[str, Any]:
         """A new session; with ``ready``, once its preview answers."""
