@@ -194,13 +194,12 @@ class Run:
 
     async def _answers(self, child: Child, plan: Plan, endpoint: Endpoint) -> bool:
         """Wait for the first answer; False if the child ends before. Raises SpawnFailed."""
-        request = b""
-        if plan.framework:
-            accept = plan.framework.probe_accept
-            request = ping_request(port=endpoint.port, base=self.job.base, accept=accept)
+        accept = plan.framework.probe_accept if plan.framework else "*/*"
+        request = ping_request(port=endpoint.port, base=self.job.base, accept=accept)
         limit = self._settings.start_timeout_seconds
-        probe = asyncio.create_task(until_it_answers(endpoint, request), name="probe")
-        exit_ = asyncio.create_task(child.exited.wait(), name="exit")
+        answer = until_it_answers(endpoint, request, silence_will_do=plan.framework is None)
+        probe = asyncio.create_task(answer, name=f"probe {self._mark.job}")
+        exit_ = asyncio.create_task(child.exited.wait(), name=f"exit {self._mark.job}")
         try:
             done, _ = await asyncio.wait(
                 {probe, exit_}, timeout=limit, return_when=asyncio.FIRST_COMPLETED
@@ -228,11 +227,14 @@ class Run:
 
     async def _watch(self, child: Child) -> None:
         await child.exited.wait()
-        # What it left behind may hold its output open, and its port.
-        await self._drop_processes()
         why = f"the dev server {child.ending}"
-        self._reports.exited(why, child.output.tail)
-        self._begin_end(why)
+        try:
+            # What it left behind may hold its output open, and its port.
+            await self._drop_processes()
+        finally:
+            if self._ending is None:
+                self._reports.exited(why, child.output.tail)
+            self._begin_end(why)
 
     # -- down
 
@@ -252,8 +254,8 @@ class Run:
             async with self._disk:
                 if self._workspace:
                     await in_thread(self._workspace.remove)
-        except OSError as exc:
-            log.warning("the workspace of %s could not be removed: %s", self._mark.job, exc)
+        except OSError:
+            log.exception("%s was not taken down completely", self._mark.job)
         finally:
             self._ended.set_result(None)
 
@@ -270,6 +272,6 @@ class Run:
 
 def _why(plan: Plan, child: Child) -> str:
     for line in reversed(child.output.tail.splitlines()):
-        if line.startswith(_REASON):
+        if plan.framework and line.startswith(_REASON):
             return line.removeprefix(_REASON)
     return f"{plan.title} {child.ending} before it answered; see the end of the log"

