@@ -162,7 +162,7 @@ class SessionApi:
             raise BadRequest(f"state: {state[:40]!r} is none of {', '.join(State)}")
         page = await self._registry.sessions(
             state=State(state) if state else None,
-            limit=int(_number(request, "limit", default=100, low=1, high=1000)),
+            limit=_whole_number(request, "limit", default=100, high=1000),
             cursor=request.query.get("cursor", ""),
         )
         urls = self.urls(request)
@@ -174,7 +174,7 @@ class SessionApi:
         """The log as plain text."""
         session_id = _session_id(request)
         await self._known(session_id)
-        tail = int(_number(request, "tail", default=500, low=1, high=100_000))
+        tail = _whole_number(request, "tail", default=500, high=100_000)
         entries = await self._registry.recent_events(session_id, count=_MAX_LOG_ENTRIES)
         lines = [
             str(line)
@@ -304,3 +304,10 @@ def _number(request: web.Request, name: str, *, default: float, low: float, high
     if not low <= number <= high:
         raise BadRequest(f"{name}: must lie between {low:g} and {high:g}")
     return number
+
+
+def _whole_number(request: web.Request, name: str, *, default: int, high: int) -> int:
+    number = _number(request, name, default=default, low=1, high=high)
+    if number != int(number):
+        raise BadRequest(f"{name}: must be a whole number")
+    return int(number)
