@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,11 +26,10 @@ from gateway.reports import StreamReports
 from gateway.session import ENDED, OWNED, PENDING, Route, Session, SessionId, State
 from gateway.settings import Settings
 from gateway.spawner.base import Job, Spawner
+from gateway.sweep import Sweeper
 
 log: Final = logging.getLogger(__name__)
 
-#: Heartbeats per lease: two may be lost before the lease is.
-_BEATS: Final = 3
 _FLUSH_SECONDS: Final = 2.0
 
 
@@ -60,6 +58,7 @@ class Lifecycle:
         self._registry = registry
         self._spawner = spawner
         self.replica = replica
+        self._sweeper = Sweeper(settings, registry, replica, self)
         self._owned: dict[SessionId, _Owned] = {}
         self._creating: set[SessionId] = set()
         self._watchers: dict[str, set[asyncio.Event]] = {}
@@ -77,9 +76,9 @@ class Lifecycle:
             Subscriber(changed=self._changed, synced=self._synced, lost=lambda: None)
         )
         # Before the first request: an address of a dead dev server may be in use again.
-        await self._sweep()
-        self._spawn_task(self._beat(), "heartbeat")
-        self._spawn_task(self._sweep_often(), "session sweep")
+        await self._sweeper.sweep()
+        self._spawn_task(self._sweeper.beat(), "heartbeat")
+        self._spawn_task(self._sweeper.sweep_often(), "session sweep")
 
     async def close(self) -> None:
         """Put all owned sessions to sleep, stop their dev servers, give the lease back."""
@@ -308,23 +307,8 @@ class Lifecycle:
             )
             waited += alive_check
             if session.state is State.STOPPING:
-                await self._finish_for_dead_owner(session)
+                await self._sweeper.finish_for_dead_owner(session)
         return session
-
-    async def _finish_for_dead_owner(self, session: Session) -> None:
-        """STOPPING is its owner's to finish, but for an owner that is no more."""
-        if await self._registry.is_alive(session.owner):
-            return
-        try:
-            await self._registry.move(
-                session.id,
-                session.stop_to or State.STOPPED,
-                owner=session.owner,
-                generation=session.generation,
-                change=Change(clear_endpoint=True),
-            )
-        except Fenced:
-            log.info("session %s was ended by another replica", session.id)
 
     async def _finish_stop(self, owned: _Owned) -> None:
         await self._drop(owned)
@@ -363,15 +347,20 @@ class Lifecycle:
         return await self._claim(session)
 
     async def _claim(self, session: Session) -> bool:
+        """True if the session starts, here or (somebody was faster) elsewhere."""
         try:
-            claimed = await self._registry.claim(
-                session.id, owner=self.replica.owner, generation=session.generation
-            )
+            await self.take_over(session)
         except Fenced:
-            return True  # another replica was faster; it starts the dev server
+            log.info("session %s is taken over by another replica", session.id)
+        return True
+
+    async def take_over(self, session: Session) -> None:
+        """Claim a session and start it. Raises Fenced if somebody else did."""
+        claimed = await self._registry.claim(
+            session.id, owner=self.replica.owner, generation=session.generation
+        )
         log.info("session %s is taken over from %s", session.id, session.owner or "nobody")
         self._begin(claimed)
-        return True
 
     # -- wait ------------------------------------------------------------------------------------
 
@@ -438,80 +427,6 @@ class Lifecycle:
         if session is not None:
             self._changed(session.route)
 
-    # -- periodic --------------------------------------------------------------------------------
-
-    async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.lease_seconds / _BEATS)
-            try:
-                await self._registry.heartbeat(self.replica)
-            except RegistryUnavailable as exc:
-                log.warning("heartbeat failed: %s", exc)
-
-    async def _sweep_often(self) -> None:
-        while True:
-            await asyncio.sleep(self._settings.lease_seconds * random.uniform(0.8, 1.2))  # noqa: S311
-            try:
-                await self._sweep()
-            except RegistryUnavailable as exc:
-                log.warning("sweep failed: %s", exc)
-
-    async def _sweep(self) -> None:
-        """Expire what is over its time; settle sessions whose owner is gone."""
-        alive: dict[str, bool] = {}
-        cursor = ""
-        while True:
-            page = await self._registry.sessions(limit=200, cursor=cursor)
-            for session in page.sessions:
-                try:
-                    await self._settle(session, alive)
-                except Fenced as exc:
-                    log.info("session %s moved on meanwhile: %s", session.id, exc)
-                except SessionNotFound:
-                    log.info("session %s was forgotten meanwhile", session.id)
-            cursor = page.cursor
-            if not cursor:
-                return
-
-    async def _settle(self, session: Session, alive: dict[str, bool]) -> None:
-        if session.state in ENDED:
-            return
-        if session.expires_in_ms <= 0 and session.state is not State.STOPPING:
-            reason = "it reached the end of its time"
-            await self._registry.request_stop(session.id, reason=reason, to=State.EXPIRED)
-            return
-        if session.recipe.target or session.state is State.SLEEPING:
-            return
-        if session.owner == self.replica.owner:
-            lost = session.id not in self._owned and session.id not in self._creating
-            orphaned = lost and session.state is not State.STOPPING
-        else:
-            if session.owner not in alive:
-                alive[session.owner] = await self._registry.is_alive(session.owner)
-            orphaned = not alive[session.owner]
-        if not orphaned:
-            return
-        if session.state is State.STOPPING:
-            await self._finish_for_dead_owner(session)
-        elif self._spawner is not None:
-            await self._take_over(session)
-
-    async def _take_over(self, session: Session) -> None:
-        """Somebody may be waiting for what was starting; what was ready starts when asked for."""
-        if session.state in PENDING:
-            await self._claim(session)
-            return
-        claimed = await self._registry.claim(
-            session.id, owner=self.replica.owner, generation=session.generation
-        )
-        await self._registry.move(
-            session.id,
-            State.SLEEPING,
-            owner=self.replica.owner,
-            generation=claimed.generation,
-            change=Change(clear_endpoint=True, reason="its replica was lost"),
-        )
-
     def _spawn_task(self, coroutine: object, name: str) -> None:
         task: asyncio.Task[None] = asyncio.create_task(coroutine, name=name)  # type: ignore[arg-type]
         self._tasks.add(task)
@@ -536,6 +451,15 @@ class Lifecycle:
         return await self._registry.edit_files(
             session_id, write=write, delete=delete, base_revision=base_revision
         )
+
+    def holds(self, session_id: SessionId) -> bool:
+        """Whether this replica runs the session, or is just registering it."""
+        return session_id in self._owned or session_id in self._creating
+
+    @property
+    def spawns(self) -> bool:
+        """Whether this replica can start dev servers now."""
+        return self._spawner is not None and not self._closing
 
     @property
     def owned(self) -> int:

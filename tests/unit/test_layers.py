@@ -27,6 +27,7 @@ RANKS: Final[dict[str, int]] = {
     "gateway.spawner": 3,
     "gateway.lifecycle": 3,
     "gateway.reports": 3,
+    "gateway.sweep": 3,
     "gateway.proxy.exchange": 4,
     "gateway.proxy.listener": 4,
     "gateway.proxy.plane": 4,
@@ -48,6 +49,7 @@ ALLOWED: Final = {
     ("gateway.proxy.http1", "gateway.session"),
     ("gateway.__main__", "gateway.cli"),
     ("gateway.lifecycle", "gateway.reports"),
+    ("gateway.lifecycle", "gateway.sweep"),
 }
 
 #: What a package never imports, of ours or of others'.
