@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from gateway.errors import (
+    BadFiles,
     Fenced,
     GatewayError,
     RegistryUnavailable,
@@ -237,7 +238,11 @@ class Lifecycle:
             if owned.applied.get(path) != wanted[path]
         }
         delete = [path for path in owned.applied if path not in wanted]
-        await spawner.write(owned.id, write=write, delete=delete)
+        try:
+            await spawner.write(owned.id, write=write, delete=delete)
+        except BadFiles as exc:
+            # The dev server has put something in the way; what it runs is still worth showing.
+            owned.reports.log([f"an edit could not be written: {exc}"])
         owned.applied = wanted
         owned.revision = session.revision
 
