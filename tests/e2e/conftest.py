@@ -104,6 +104,7 @@ class Pair:
 
     a: Api
     b: Api
+    store: Store
 
 
 @pytest.fixture
@@ -167,7 +168,7 @@ async def run_pair(
     a = ReplicaProcess(host="127.0.0.2", data_dir=data_dir, environ=settings)
     b = ReplicaProcess(host="127.0.0.3", data_dir=data_dir, environ=settings)
     async with a, b:
-        yield Pair(Api(http, a), Api(http, b))
+        yield Pair(Api(http, a), Api(http, b), store)
 
 
 @pytest.fixture(scope="session")
