@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -92,7 +92,9 @@ class Lifecycle:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await asyncio.gather(*(self._put_to_sleep(owned) for owned in tuple(self._owned.values())))
+        reason = "its replica was shut down"
+        sleeping = [self._put_to_sleep(owned, reason) for owned in tuple(self._owned.values())]
+        await asyncio.gather(*sleeping)
         if self._spawner is not None:
             await self._spawner.close()
         try:
@@ -271,10 +273,21 @@ class Lifecycle:
             await self._spawner.stop(owned.id, generation=owned.generation)
         await owned.reports.close(seconds=_FLUSH_SECONDS)
 
-    async def _put_to_sleep(self, owned: _Owned) -> None:
+    async def put_to_sleep(self, session_id: SessionId, *, reason: str) -> None:
+        """Stop the dev server of a session that runs here; the next request wakes it."""
+        owned = self._owned.get(session_id)
+        if owned is not None:
+            log.info("session %s goes to sleep: %s", session_id, reason)
+            await self._put_to_sleep(owned, reason)
+
+    async def touch(self, session_ids: Collection[SessionId]) -> None:
+        """Note traffic of these sessions, for the replicas that own them."""
+        await self._registry.touch(session_ids)
+
+    async def _put_to_sleep(self, owned: _Owned, reason: str) -> None:
         """First no replica routes here any more, then the dev server stops."""
         try:
-            change = Change(clear_endpoint=True, reason="its replica was shut down")
+            change = Change(clear_endpoint=True, reason=reason)
             await self._registry.move(
                 owned.id,
                 State.SLEEPING,

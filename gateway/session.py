@@ -162,6 +162,8 @@ class Session:
     endpoint: Endpoint | None = None
     hmr: Hmr = field(default_factory=Hmr)
     idle_seconds: int = 0
+    #: Since the last traffic that a replica has noted, or since it became ready.
+    idle_ms: int = 0
     metadata: str = "{}"
     reason: str = ""
     log_tail: str = ""

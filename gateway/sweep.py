@@ -28,6 +28,9 @@ class Holder(Protocol):
     def holds(self, session_id: SessionId) -> bool:
         """Whether this replica runs the session, or is just registering it."""
 
+    async def put_to_sleep(self, session_id: SessionId, *, reason: str) -> None:
+        """Stop the dev server of a session that runs here; the next request wakes it."""
+
     async def take_over(self, session: Session) -> None:
         """Claim a session and start it. Raises Fenced if somebody else did."""
 
@@ -87,6 +90,10 @@ class Sweeper:
             return
         if session.recipe.target or session.state is State.SLEEPING:
             return
+        if session.owner == self._replica.owner and _is_idle(session):
+            reason = f"no traffic for {session.idle_seconds} s"
+            await self._holder.put_to_sleep(session.id, reason=reason)
+            return
         if not await self._lost_its_owner(session, alive):
             return
         if session.state is State.STOPPING:
@@ -132,3 +139,8 @@ class Sweeper:
             )
         except Fenced:
             log.info("session %s was ended by another replica", session.id)
+
+
+def _is_idle(session: Session) -> bool:
+    limit_ms = session.idle_seconds * 1000
+    return session.state is State.READY and 0 < limit_ms < session.idle_ms

@@ -5,7 +5,7 @@ One contract suite (``tests/contract/test_registry.py``) holds every implementat
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -181,6 +181,9 @@ class Registry(Protocol):
         ttl_seconds: int | None = None,
     ) -> Session:
         """Change what is not content. Raises SessionNotFound, SessionEnded."""
+
+    async def touch(self, session_ids: Collection[SessionId]) -> None:
+        """Note that these sessions have traffic now (``Session.idle_ms`` begins anew)."""
 
     async def forget(self, session_id: SessionId) -> None:
         """Drop the files and events of an ended session; its tombstone stays. Idempotent."""

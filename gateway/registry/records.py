@@ -112,6 +112,7 @@ def _session(session_id: SessionId, fields: Mapping[str, str], now_ms: int) -> S
         endpoint=_endpoint(fields),
         hmr=_hmr(fields),
         idle_seconds=int(fields["idle_seconds"]),
+        idle_ms=now_ms - int(fields.get("active_at", now_ms)),
         metadata=fields["metadata"],
         reason=fields.get("reason", ""),
         log_tail=fields.get("log_tail", ""),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -230,6 +230,15 @@ class RedisRegistry:
         if code == 0:
             raise _ended(session)
         return session
+
+    async def touch(self, session_ids: Collection[SessionId]) -> None:
+        """Note that these sessions have traffic now, over one connection."""
+
+        async def note(exchange: Exchange) -> None:
+            for session_id in session_ids:
+                await exchange.run(scripts.TOUCH, [session_key(session_id)])
+
+        await self._client.ask("note traffic", note)
 
     async def forget(self, session_id: SessionId) -> None:
         """Drop the files and events of an ended session. Raises Fenced if it has not ended."""

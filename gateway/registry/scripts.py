@@ -34,6 +34,7 @@ FORGET: Final = _load("forget")
 INDEX: Final = _load("index")
 PRUNE: Final = _load("prune")
 RESIGN: Final = _load("resign")
+TOUCH: Final = _load("touch")
 
 ALL: Final = (
     REGISTER,
@@ -47,4 +48,5 @@ ALL: Final = (
     INDEX,
     PRUNE,
     RESIGN,
+    TOUCH,
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -304,6 +305,30 @@ async def test_a_start_outlives_a_registry_that_is_away_for_a_while(
             await a.life.create(new_session("other-session"))
     session = await a.state(State.READY)
     assert a.spawner.running == {ID: session.generation}
+
+
+async def test_a_session_without_traffic_goes_to_sleep_and_one_with_traffic_does_not(
+    start: Start,
+) -> None:
+    a = await start("a")
+    await a.life.create(new_session(idle_seconds=1))
+    await a.life.create(new_session("always-on-1", idle_seconds=0))
+    session = await a.state(State.READY)
+    await traffic(a, ID, seconds=2.5)
+    assert a.spawner.running == {ID: session.generation, "always-on-1": ANY}
+    asleep = await a.state(State.SLEEPING)
+    assert asleep.reason == "no traffic for 1 s"
+    assert ID not in a.spawner.running
+    assert await a.life.wake(ID, generation=session.generation)
+    await a.state(State.READY)
+    await a.state(State.READY, SessionId("always-on-1"))
+
+
+async def traffic(replica: Replicated, session_id: SessionId, *, seconds: float) -> None:
+    """Traffic every 0.2 s, as a data plane reports it."""
+    for _ in range(int(seconds / 0.2)):
+        await replica.life.touch([session_id])
+        await asyncio.sleep(0.2)
 
 
 async def test_waiting_for_a_session_ends_when_another_replica_registers_it(start: Start) -> None:

@@ -108,6 +108,9 @@ local function enter(to, previous, nonce, stream)
   if ENDED[to] or to == 'sleeping' then
     set('host', '', 'port', '')
   end
+  if to == 'ready' then
+    set('active_at', integer(clock_ms()))
+  end
   append_state(stream, previous)
   publish_route()
   keep()
