@@ -59,6 +59,7 @@ class Exchange:
     __slots__ = (
         "_chunked",
         "_early",
+        "_fresh",
         "_keep_alive",
         "_out",
         "_pool",
@@ -90,6 +91,8 @@ class Exchange:
         self._pool: Pool | None = None
         self._out = b""
         self._early: list[bytes] = []
+        #: Only a new connection will do: a pooled one was stale.
+        self._fresh = False
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._response: ResponseHead | None = None
@@ -101,23 +104,38 @@ class Exchange:
 
     def begin(self) -> None:
         """Forward at once if route and connection are at hand; else let a task wait for them."""
-        place, plane = self.place, self.plane
-        if place.session_id is None:
-            pool = plane.control
-            self._out = place.control_head(self.head, self.client.peer_host)
+        session_id = self.place.session_id
+        if session_id is None:
+            self._aim_at_control()
         else:
-            entry = plane.routes.get(place.session_id, plane.now())
-            if entry is None or not self._may_forward(entry):
-                self._wait(self._find_route(SessionId(place.session_id)))
-                return
-            pool = plane.pool(entry)
-            self._out = place.preview_head(self.head, pool, entry.route)
-        self._pool = pool
-        upstream = None if self.head.upgrade else pool.take()
-        if upstream is None:
-            self._wait(self._connect())
-        else:
+            entry = self.plane.routes.get(session_id, self.plane.now())
+            if entry is not None and self._may_forward(entry):
+                self._aim_at(entry)
+        upstream = self._pooled()
+        if upstream is not None:
             self._send(upstream)
+        else:
+            self._wait_for_connection()
+
+    def _wait_for_connection(self) -> None:
+        session_id = self.place.session_id
+        self._wait(
+            self._connect() if session_id is None else self._find_route(SessionId(session_id))
+        )
+
+    def _aim_at(self, entry: Entry) -> None:
+        pool = self._pool = self.plane.pool(entry)
+        self._out = self.place.preview_head(self.head, pool, entry.route)
+
+    def _aim_at_control(self) -> None:
+        self._pool = self.plane.control
+        self._out = self.place.control_head(self.head, self.client.peer_host)
+
+    def _pooled(self) -> UpstreamConnection | None:
+        """A pooled connection. An upgrade gets a new one: nobody can retry it."""
+        if self._pool is None or self.head.upgrade or self._fresh:
+            return None
+        return self._pool.take()
 
     def _may_forward(self, entry: Entry) -> bool:
         route = entry.route
@@ -161,6 +179,17 @@ class Exchange:
         """Whether the client must not send more content for now."""
         return self.upstream_blocked or bool(self._early)
 
+    @property
+    def ends_with_connection(self) -> bool:
+        """Whether only the end of the connection tells the client that the response is complete."""
+        response = self._response
+        return (
+            response is not None
+            and (response.chunked or response.until_close)
+            and not self._chunked
+            and self.head.method != b"HEAD"
+        )
+
     # -- waiting ---------------------------------------------------------------------------------
 
     def _wait(self, coroutine: Any) -> None:
@@ -172,10 +201,10 @@ class Exchange:
         try:
             await coroutine
         except GatewayError as exc:
-            self._fail(exc)
+            self.fail(exc)
         except Exception:
             log.exception("exchange for %s failed", self.place.session_id)
-            self._fail(GatewayError("the gateway failed; its log says why"))
+            self.fail(GatewayError("the gateway failed; its log says why"))
 
     async def _find_route(self, session_id: SessionId) -> None:
         plane = self.plane
@@ -183,10 +212,10 @@ class Exchange:
         if entry is None:
             entry = await plane.routes.resolve(session_id)
         if not (entry.route.public or self.authorized):
-            # The same answer as for an unknown id, so that ids cannot be probed.
-            raise SessionNotFound(session_id)
+            await plane.routes.deny(session_id)
         if self.place.reserved is not None:
-            await self._connect_reserved(session_id)
+            self._aim_at_control()
+            await self._connect()
             return
         entry = await self._until_ready(session_id, entry)
         if entry is not None:
@@ -229,8 +258,7 @@ class Exchange:
 
     async def _connect_ready(self, session_id: SessionId, entry: Entry, *, may_wake: bool) -> None:
         route = entry.route
-        pool = self._pool = self.plane.pool(entry)
-        self._out = self.place.preview_head(self.head, pool, route)
+        self._aim_at(entry)
         try:
             await self._connect()
         except UpstreamUnreachable:
@@ -244,15 +272,9 @@ class Exchange:
             if again is not None:
                 await self._connect_ready(session_id, again, may_wake=False)
 
-    async def _connect_reserved(self, session_id: SessionId) -> None:
-        self._pool = self.plane.control
-        self._out = self.place.control_head(self.head, self.client.peer_host)
-        await self._connect()
-
     async def _connect(self) -> None:
         assert self._pool is not None  # noqa: S101 - set by every caller
-        upstream = await self._pool.open()
-        self._send(upstream)
+        self._send(self._pooled() or await self._pool.open())
 
     # -- the response ----------------------------------------------------------------------------
 
@@ -266,7 +288,7 @@ class Exchange:
                 if self._response is None:
                     continue  # the end of an interim response
                 finished = True
-                break
+                break  # what follows, nobody asked for: see UpstreamConnection.release
             if type(event) is bytes:
                 if event and self.head.method != b"HEAD":
                     out.append(http1.chunk(event) if self._chunked else event)
@@ -301,10 +323,15 @@ class Exchange:
                 )
             return
         self._response = response
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
         self.answered = True
-        self._keep_alive = head.keep_alive and not head.upgrade and not self.client.closing_soon
+        # The rest of an unfinished upload is not worth its bytes: the connection ends instead.
+        self._keep_alive = (
+            head.keep_alive
+            and not head.upgrade
+            and self._request_complete
+            and not self.client.is_last
+        )
         if response.chunked or response.until_close:
             if head.http10:
                 self._keep_alive = self._keep_alive and head.method == b"HEAD"
@@ -318,7 +345,7 @@ class Exchange:
                 extra=self.plane.replica_field,
                 connection=_connection_value(head, keep_alive=self._keep_alive),
                 chunked=self._chunked and head.method != b"HEAD",
-                to_head=head.method == b"HEAD",
+                to_head=head.method == b"HEAD" and not head.http10,
             )
         )
 
@@ -337,15 +364,12 @@ class Exchange:
 
     def _broken(self, malformed: Malformed) -> None:
         """The dev server sent what is no HTTP: nothing of its connection is used again."""
-        self._drop_upstream()
-        if self.answered:
-            self.client.abort()
-        else:
-            self._fail(BadUpstreamResponse(f"the dev server's answer is bad: {malformed.message}"))
+        self.fail(BadUpstreamResponse(f"the dev server's answer is bad: {malformed.message}"))
 
     def upstream_lost(self, exc: Exception | None) -> None:
         """The connection ended before the response did."""
         upstream, self._upstream = self._upstream, None
+        self._stop_timer()
         if self.answered:
             # The client must see that the content is incomplete: no last chunk, or too short.
             self.client.abort()
@@ -353,15 +377,17 @@ class Exchange:
         if (
             upstream is not None
             and upstream.reused
-            and not upstream.parser.in_message
+            and not upstream.heard
             and self.head.bodyless
             and self.head.method in _IDEMPOTENT
         ):
             # The pooled connection was closed as the request went out: once more on a new one.
-            self._wait(self._connect())
+            self._fresh = True
+            self._wait_for_connection()
             return
-        self._fail(
-            UpstreamUnreachable(f"the dev server closed the connection without an answer ({exc})")
+        why = f" ({exc})" if exc is not None else ""
+        self.fail(
+            UpstreamUnreachable(f"the dev server closed the connection without an answer{why}")
         )
 
     def upstream_paused(self) -> None:
@@ -391,11 +417,15 @@ class Exchange:
         self._drop_upstream()
 
     def _drop_upstream(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.close()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
     # -- upgrades --------------------------------------------------------------------------------
 
@@ -407,48 +437,45 @@ class Exchange:
             self._write(out)
             self._broken(Malformed(502, problem))
             return
-        if self._timer is not None:
-            self._timer.cancel()
+        self._stop_timer()
         self._upstream = None
         special = self.head.special
         protocol = response.special.get(b"sec-websocket-protocol", b"")
         out.append(
             http1.switching_head(
                 response,
-                upgrade=response.special[b"upgrade"],
+                upgrade=response.upgrade,
                 protocol=protocol if b"sec-websocket-protocol" in special else b"",
                 extra=self.plane.replica_field,
             )
         )
         self._write(out)
         self.plane.stats.count(101)
-        self.client.become_tunnel(
-            tunnel.join(
-                self.client.transport,
-                upstream.detach(),
-                to_client=upstream.parser.tail,
-                to_upstream=self.client.parser.tail,
-                on_close=self.client.tunnel_closed,
-            )
+        self.client.become_tunnel()
+        tunnel.join(
+            self.client.transport,
+            upstream.detach(),
+            to_client=upstream.parser.tail,
+            to_upstream=self.client.parser.tail,
+            client_closed=self.client.tunnel_closed,
+            upstream_closed=upstream.gone,
         )
 
     def _switch_problem(self, response: ResponseHead) -> str:
-        head = self.head
+        head, token = self.head, response.upgrade.lower()
         if not head.upgrade:
             return "101 without a request to upgrade"
-        token = response.special.get(b"upgrade", b"")
-        if token.lower() != head.upgrade.lower():
+        if not token or token not in head.upgrade.lower().split(b", "):
             return "101 to another protocol than the one asked for"
-        if token.lower() == b"websocket":
+        if token == b"websocket":
             key = head.special.get(b"sec-websocket-key", b"")
             if response.special.get(b"sec-websocket-accept", b"") != http1.accept_key(key):
                 return "wrong Sec-WebSocket-Accept"
         return ""
 
     def _upgrade_timed_out(self) -> None:
-        self._drop_upstream()
         seconds = self.plane.settings.upgrade_timeout_seconds
-        self._fail(
+        self.fail(
             UpgradeTimeout(
                 f"the dev server did not answer the upgrade within {seconds:g} s: check the "
                 "socket's path and subprotocol"
@@ -457,7 +484,9 @@ class Exchange:
 
     # -- answers of the gateway's own ------------------------------------------------------------
 
-    def _fail(self, exc: GatewayError) -> None:
+    def fail(self, exc: GatewayError) -> None:
+        """Answer with an error: a page for a person, problem+json for a program."""
+        self._drop_upstream()
         if self.answered:
             self.client.abort()
             return

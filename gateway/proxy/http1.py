@@ -19,11 +19,14 @@ bytes pass through untouched.
 from __future__ import annotations
 
 import base64
+import binascii
 import hashlib
+import re
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -40,7 +43,8 @@ END: Final = _End.END
 @dataclass(slots=True)
 class RequestHead:
     """A request head. ``lines`` are the end-to-end fields as they go upstream, ``special`` holds
-    the values of fields that the gateway acts upon, by lower-case name.
+    the values of fields that the gateway acts upon, by lower-case name. ``upgrade`` is the value
+    of Upgrade if another protocol is asked for, else empty.
     """
 
     method: bytes
@@ -62,7 +66,7 @@ class RequestHead:
 @dataclass(slots=True)
 class ResponseHead:
     """A response head. ``content_length`` is None for chunked content and for content that ends
-    with the connection (``until_close``).
+    with the connection (``until_close``). ``upgrade`` is set in a 101 only.
     """
 
     status: int
@@ -73,6 +77,7 @@ class ResponseHead:
     content_length: int | None
     chunked: bool
     until_close: bool
+    upgrade: bytes
 
 
 @dataclass(slots=True)
@@ -123,7 +128,9 @@ _REQUEST_SPECIAL: Final = frozenset(
     }
 )
 #: Read by the gateway and passed on all the same.
-_REQUEST_NOTED: Final = frozenset({b"accept", b"sec-fetch-mode", b"sec-websocket-key"})
+_REQUEST_NOTED: Final = frozenset(
+    {b"accept", b"sec-fetch-mode", b"sec-websocket-key", b"sec-websocket-version"}
+)
 _RESPONSE_SPECIAL: Final = frozenset(
     {
         b"connection",
@@ -139,6 +146,18 @@ _RESPONSE_NOTED: Final = frozenset({b"sec-websocket-accept"})
 #: Single-valued fields: a second one makes the message ambiguous.
 _ONCE: Final = frozenset({b"host", b"origin", b"authorization", b"sec-websocket-key", b"location"})
 
+#: Passed on by value; unlike the rest of what is special they end here when Connection says so.
+_CARRIED: Final = frozenset(
+    {
+        b"authorization",
+        b"expect",
+        b"sec-websocket-protocol",
+        b"location",
+        b"access-control-allow-origin",
+    }
+)
+#: What counts of a head besides its fields and its target: method, version, spaces, line ends.
+_START_LINE_BYTES: Final = 32
 _WHITESPACE: Final = b" \t"
 
 
@@ -166,9 +185,15 @@ class _Fields:
         if lower in self._special:
             self._take(lower, value.strip(_WHITESPACE))
         elif lower not in _DROPPED:
+            if b"_" in lower and self._aliases(lower.replace(b"_", b"-")):
+                return
             if lower in self._noted:
                 self._take(lower, value.strip(_WHITESPACE))
             self.lines.append(b"%b: %b" % (name, value))
+
+    def _aliases(self, name: bytes) -> bool:
+        # X_Forwarded_For becomes X-Forwarded-For in what follows CGI's naming (PEP 3333).
+        return name in _DROPPED or name in self._special or name in self._noted
 
     def _take(self, lower: bytes, value: bytes) -> None:
         earlier = self.special.get(lower)
@@ -190,6 +215,8 @@ class _Fields:
             self.lines = [
                 line for line in self.lines if line[: line.index(b":")].lower() not in named
             ]
+            for name in named & _CARRIED:
+                self.special.pop(name, None)
 
 
 class _MessageParser:
@@ -200,10 +227,14 @@ class _MessageParser:
         "_done",
         "_fields",
         "_head",
+        "_head_bytes",
         "_left",
         "_llhttp",
         "_max_head",
+        "_overhead",
+        "_resuming",
         "_seen",
+        "_upgraded",
         "events",
         "tail",
     )
@@ -213,59 +244,79 @@ class _MessageParser:
 
     def __init__(self, *, max_head: int) -> None:
         self.events = deque()
-        #: Bytes behind an upgrade: of which protocol is not known yet.
+        #: Bytes behind a head that asks for, or agrees to, another protocol.
         self.tail = b""
         self._max_head = max_head
         self._left = 0
         self._done = False
-        self._renew()
-
-    def _renew(self) -> None:
-        """Begin a message with a llhttp that knows nothing of the one before."""
+        self._upgraded = False
+        self._resuming = False
         self._llhttp = self._new_llhttp()
         self._begin()
 
     def _begin(self) -> None:
         self._head = None
         self._begun = False
+        self._head_bytes = _START_LINE_BYTES
         self._seen = 0
+        self._overhead = 0
         self._fields = self._new_fields()
 
     @property
     def in_message(self) -> bool:
         """Whether a message has begun and is not complete."""
-        return self._begun or self._left > 0
+        return self._begun
+
+    @property
+    def content_left(self) -> int:
+        """How many of the next bytes are content for certain."""
+        return self._left
+
+    @property
+    def stopped(self) -> bool:
+        """Whether no further message will be read from this connection."""
+        return self._done
 
     def feed(self, data: bytes) -> None:
         """Parse ``data``; what it holds is in ``events`` afterwards."""
-        if self._done:
-            return
-        if self._left:
-            data = self._count(data)
-            if not data:
-                return
+        while data and not self._done:
+            data = self._count(data) if self._left else self._parse(data)
+        if self._upgraded:
+            self.tail += data
+
+    def _parse(self, data: bytes) -> bytes:
+        """Let llhttp have ``data``; returns what it has left."""
         begun = self._begun
+        if begun:
+            # Content resets this; what is left is a head, or chunk extensions and trailers.
+            self._overhead += len(data)
         try:
             self._llhttp.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
-            self.tail = data[exc.args[0] :]
-            self._done = True
-        except httptools.HttpParserCallbackError as exc:
-            cause = exc.__context__
-            if not isinstance(cause, _Refusal):
-                raise
-            self._fail(cause.malformed)
+            self._stop_or_resume()
+            return data[exc.args[0] :]
         except httptools.HttpParserError as exc:
-            # What follows a message with `Connection: close` is ignored (RFC 9112 9.6).
-            if "after `Connection: close`" not in str(exc):
-                self._fail(Malformed(400, f"malformed message: {exc}"))
-            self._done = True
+            self._refuse(exc)
+            return b""
         head = self._head
         if head is not None and head.content_length:
             # The rest of this content is counted; llhttp's own count is left behind.
             self._left = head.content_length - self._seen
-        elif head is None and begun and self._begun and not self._done:
-            self._grow(len(data))
+        elif begun and self._overhead > self._max_head:
+            what = "head" if head is None else "trailer"
+            self._fail(Malformed(431, f"{what} larger than {self._max_head} bytes"))
+        return b""
+
+    def _refuse(self, exc: httptools.HttpParserError) -> None:
+        cause = exc.__context__
+        if isinstance(exc, httptools.HttpParserCallbackError) and not isinstance(cause, _Refusal):
+            raise exc
+        if self._done:
+            return  # what follows a message with `Connection: close` is ignored (RFC 9112 9.6)
+        if isinstance(cause, _Refusal):
+            self._fail(cause.malformed)
+        else:
+            self._fail(Malformed(400, f"malformed message: {exc}"))
 
     def _count(self, data: bytes) -> bytes:
         """Take content off ``data``; returns what belongs to the next message."""
@@ -281,19 +332,33 @@ class _MessageParser:
         else:
             self.events.append(data[:left])
             rest = data[left:]
-        self.events.append(END)
-        self._renew()
+        self._end()
+        self._llhttp = self._new_llhttp()
         return rest
 
-    def _grow(self, size: int) -> None:
-        """Count ``size`` bytes of a head; one beyond the limit ends the connection.
+    def _end(self) -> None:
+        """The message under way is complete."""
+        self.events.append(END)
+        head = self._head
+        self._done = head is not None and not head.keep_alive
+        self._begin()
 
-        llhttp holds back a field until it is whole, so that bytes are counted both as they come
-        and (in on_header) as they turn into fields.
-        """
-        self._seen += size
-        if self._seen > self._max_head:
-            self._fail(Malformed(431, f"head larger than {self._max_head} bytes"))
+    def _stop_or_resume(self) -> None:
+        """llhttp stops at every Upgrade; it is brought back where none is followed."""
+        head = self._head
+        if not isinstance(head, RequestHead) or head.upgrade:
+            self._end()
+            self._done = self._upgraded = True
+        elif head.chunked:
+            self._llhttp = self._new_llhttp()
+            self._resuming = True
+            self._llhttp.feed_data(_CHUNKED_HEAD)
+            self._resuming = False
+        elif head.content_length:
+            self._left = head.content_length
+        else:
+            self._end()
+            self._llhttp = self._new_llhttp()
 
     def _fail(self, malformed: Malformed) -> None:
         self._done = True
@@ -309,24 +374,36 @@ class _MessageParser:
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head is not None:
             return  # a trailer field; none is merged or forwarded (RFC 9110 6.5.1)
-        self._seen += len(name) + len(value) + 4
-        if self._seen > self._max_head:
-            raise _Refusal(431, f"head larger than {self._max_head} bytes")
+        self._grow(len(name) + len(value) + 4)
         self._fields.add(name, value)
 
     def on_headers_complete(self) -> None:
+        if self._resuming:
+            return
         self._fields.drop_named_in_connection()
         self._head = head = self._new_head()
-        self._seen = 0  # from here on: bytes of content
+        self._overhead = 0
         self.events.append(head)
 
     def on_body(self, data: bytes) -> None:
         self._seen += len(data)
+        self._overhead = 0
         self.events.append(data)
 
     def on_message_complete(self) -> None:
-        self.events.append(END)
-        self._begin()
+        head = self._head
+        if self._resuming or (head is not None and self._llhttp.should_upgrade()):
+            return  # see _stop_or_resume
+        self._end()
+
+    def _grow(self, size: int) -> None:
+        """Count ``size`` bytes of a head.
+
+        What llhttp holds back until a field is whole is counted as ``_overhead``.
+        """
+        self._head_bytes += size
+        if self._head_bytes > self._max_head:
+            raise _Refusal(431, f"head larger than {self._max_head} bytes")
 
     # -- what differs ----------------------------------------------------------------------------
 
@@ -350,14 +427,12 @@ class RequestParser(_MessageParser):
         super().__init__(max_head=max_head)
 
     def on_url(self, url: bytes) -> None:
+        if self._resuming:
+            return
         self._target += url
         if len(self._target) > self._max_target:
             raise _Refusal(414, f"request target longer than {self._max_target} bytes")
-
-    @property
-    def stopped(self) -> bool:
-        """Whether no further request will be read from this connection."""
-        return self._done
+        self._grow(len(url))
 
     def _begin(self) -> None:
         super()._begin()
@@ -377,12 +452,24 @@ class RequestParser(_MessageParser):
         method = llhttp.get_method()
         if method == b"CONNECT":
             raise _Refusal(405, "CONNECT is not offered")
-        if b"host" not in special and version == "1.1":
-            raise _Refusal(400, "no Host field (RFC 9112 3.2)")
+        if b"#" in self._target:
+            raise _Refusal(400, "a request target has no fragment (RFC 9112 3.2)")
+        host = special.get(b"host")
+        if host is None:
+            if version == "1.1":
+                raise _Refusal(400, "no Host field (RFC 9112 3.2)")
+        elif len(host) > _MAX_HOST or not _is_host(host):
+            raise _Refusal(400, "the Host field is no host name with an optional port")
         chunked, length = _framing(special, version)
-        upgrade = _upgrade_token(special)
-        if upgrade and (chunked or length):
-            raise _Refusal(400, "an upgrade request with content is refused")
+        upgrade = b""
+        # RFC 9110 7.8: an Upgrade from a HTTP/1.0 client is ignored.
+        if version == "1.1" and llhttp.should_upgrade():
+            upgrade = _followed(special.get(b"upgrade", b""))
+        if upgrade:
+            if chunked or length:
+                raise _Refusal(400, "an upgrade request with content is refused")
+            if is_websocket(upgrade):
+                _check_handshake(method, special)
         return RequestHead(
             method=method,
             target=self._target,
@@ -399,10 +486,11 @@ class RequestParser(_MessageParser):
 class ResponseParser(_MessageParser):
     """The responses of one upstream connection."""
 
-    __slots__ = ("_bodyless", "_reason")
+    __slots__ = ("_bodyless", "_reason", "_skipping")
 
     def __init__(self, *, max_head: int) -> None:
         self._bodyless = False
+        self._skipping = False
         super().__init__(max_head=max_head)
 
     def expect(self, method: bytes) -> None:
@@ -413,24 +501,39 @@ class ResponseParser(_MessageParser):
         """The connection has ended. True if that completes the message under way."""
         head = self._head
         if isinstance(head, ResponseHead) and head.until_close:
-            self.events.append(END)
+            self._end()
             self._done = True
             return True
         return False
 
     def feed(self, data: bytes) -> None:
+        """Parse ``data``; what it holds is in ``events`` afterwards."""
         super().feed(data)
-        if self._bodyless and self._head is not None:
-            # llhttp waits for the content that the answer to HEAD announces and never has.
-            if self._seen:
-                self._fail(Malformed(502, "content in an answer to HEAD"))
-            else:
-                self.events.append(END)
-                self._left = 0
-                self._renew()
+        if self._skipping:
+            # llhttp waits for the content that an answer to HEAD announces and never has.
+            self._skipping = False
+            self._llhttp = self._new_llhttp()
 
     def on_status(self, reason: bytes) -> None:
         self._reason += reason
+        self._grow(len(reason))
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        head = self._head
+        if self._bodyless and isinstance(head, ResponseHead) and head.content_length != 0:
+            self._skipping = True
+            self._end()
+
+    def on_body(self, data: bytes) -> None:
+        if self._skipping:
+            raise _Refusal(502, "content in an answer to HEAD")
+        super().on_body(data)
+
+    def on_message_complete(self) -> None:
+        if self._skipping:
+            raise _Refusal(502, "content in an answer to HEAD")
+        super().on_message_complete()
 
     def _begin(self) -> None:
         super()._begin()
@@ -448,18 +551,22 @@ class ResponseParser(_MessageParser):
         if version not in _VERSIONS:
             raise _Refusal(502, f"the dev server answered with HTTP/{version}")
         status = llhttp.get_status_code()
+        if status < 100 or not _REASON.fullmatch(self._reason):
+            raise _Refusal(502, "malformed status line")
         chunked, length = _framing(special, version)
         # RFC 9112 6.3: these have no content, whatever their fields say.
         empty = status < 200 or status in (204, 304)
         return ResponseHead(
             status=status,
             reason=self._reason,
-            keep_alive=llhttp.should_keep_alive(),
+            # Something always follows an interim response.
+            keep_alive=status < 200 or llhttp.should_keep_alive(),
             lines=self._fields.lines,
             special=special,
             content_length=0 if empty else length,
             chunked=chunked and not empty,
             until_close=not (empty or chunked or length is not None or self._bodyless),
+            upgrade=special.get(b"upgrade", b"") if llhttp.should_upgrade() else b"",
         )
 
 
@@ -483,12 +590,40 @@ def _framing(special: dict[bytes, bytes], version: str) -> tuple[bool, int | Non
     return False, int(length)
 
 
-def _upgrade_token(special: dict[bytes, bytes]) -> bytes:
-    """The protocol asked for, or nothing. h2c is never upgraded to: it would bypass routing."""
-    token = special.get(b"upgrade", b"")
-    if not token or b"upgrade" not in special.get(b"connection", b"").lower():
-        return b""
-    return b"" if token.lower() == b"h2c" else token
+#: A host name or an IP literal, and a port (RFC 9110 7.2; without RFC 3986's exotic characters).
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_MAX_HOST: Final = 262  # 255 of a name, 6 of a port
+_REASON: Final = re.compile(rb"[\t \x21-\x7e\x80-\xff]*")
+#: Brings a new llhttp to where it awaits the first chunk.
+_CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@lru_cache(maxsize=1024)
+def _is_host(value: bytes) -> bool:
+    return _HOST.fullmatch(value) is not None
+
+
+def _followed(value: bytes) -> bytes:
+    """The protocols of an Upgrade field without h2c, which would bypass all that is done here."""
+    tokens = (token.strip(_WHITESPACE) for token in value.split(b","))
+    return b", ".join(token for token in tokens if token and token.lower() not in (b"h2c", b"h2"))
+
+
+def _check_handshake(method: bytes, special: dict[bytes, bytes]) -> None:
+    """Refuse what is no opening handshake of RFC 6455 4.2.1."""
+    try:
+        key = base64.b64decode(special.get(b"sec-websocket-key", b""), validate=True)
+    except binascii.Error:
+        key = b""
+    if method != b"GET" or len(key) != 16:
+        raise _Refusal(400, "a WebSocket handshake is a GET with a Sec-WebSocket-Key of 16 bytes")
+    if special.get(b"sec-websocket-version") != b"13":
+        raise _Refusal(400, "the only Sec-WebSocket-Version spoken here is 13 (RFC 6455)")
+
+
+def is_websocket(upgrade: bytes) -> bool:
+    """Whether WebSocket is among the protocols of an Upgrade field."""
+    return any(token.strip().lower() == b"websocket" for token in upgrade.split(b","))
 
 
 # -- heads that go out ---------------------------------------------------------------------------
@@ -538,7 +673,8 @@ def response_head(
     """The head as it goes to the client. ``extra`` are complete field lines (with CRLF).
 
     ``connection`` is the value of Connection, if any. ``chunked`` says that content is sent in
-    chunks; ``to_head`` that the request was HEAD, whose answer announces content it has not.
+    chunks; ``to_head`` that the request was HEAD in HTTP/1.1, whose answer announces what it has
+    not.
     """
     lines = [b"HTTP/1.1 %d %b" % (head.status, head.reason)]
     lines += head.lines
@@ -551,6 +687,7 @@ def response_head(
     elif b"content-length" in special and head.status >= 200 and head.status != 204:
         lines.append(b"Content-Length: " + special[b"content-length"])
     elif to_head and b"transfer-encoding" in special:
+        # An answer to HEAD has the fields that one to GET would have had (RFC 9110 9.3.2).
         lines.append(b"Transfer-Encoding: chunked")
     if connection:
         lines.append(b"Connection: " + connection)

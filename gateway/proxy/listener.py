@@ -11,25 +11,34 @@ import asyncio
 import json
 import logging
 import socket
+import struct
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
+from gateway.errors import SessionNotFound
 from gateway.proxy import http1
 from gateway.proxy.exchange import Exchange, forbidden_origin
 from gateway.proxy.http1 import END, Malformed, RequestHead, RequestParser
-from gateway.proxy.place import INTERNAL, Place
+from gateway.proxy.place import CONTROL, is_internal
 from gateway.proxy.plane import DataPlane
-from gateway.proxy.tunnel import TunnelSide
 from gateway.session import is_session_id
 
 log: Final = logging.getLogger(__name__)
 
 HIGH_WATER: Final = 256 * 1024
-#: After an answer to an unfinished upload, this much more is read and thrown away, so that the
-#: client gets to see the answer (RFC 9112 9.6); then the connection is closed.
-_DISCARD_BYTES: Final = 4 * 2**20
-_DISCARD_SECONDS: Final = 10.0
+#: What one read holds is parsed in parts of this size, and no further than the next request:
+#: 10,000 pipelined requests are a read of 256 KiB, but 10 MiB of heads.
+_PART_BYTES: Final = 32 * 1024
+#: After the last answer this much more is read and thrown away, so that a client that is still
+#: sending gets to see it (RFC 9112 9.6).
+_LINGER_BYTES: Final = 4 * 2**20
+_LINGER_SECONDS: Final = 5.0
+#: A client that has ended its side gets its answer within this time; most have just left.
+_HALF_CLOSED_SECONDS: Final = 10.0
 _SWEEP_SECONDS: Final = 1.0
+_ABORT_SECONDS: Final = 1.0
+#: SO_LINGER on, with no time: closing is a reset.
+_RESET: Final = struct.pack("ii", 1, 0)
 _FOREVER: Final = float("inf")
 _UNKNOWN_HOST: Final = (
     "this gateway has no API tokens, so it answers only under localhost, IP addresses and the "
@@ -41,11 +50,16 @@ class ClientConnection(asyncio.Protocol):
     """One client connection."""
 
     __slots__ = (
-        "_discarded",
+        "_backlog",
+        "_ended",
+        "_head_due",
+        "_lingering",
         "_listener",
-        "_paused",
+        "_reading_paused",
         "_receiving",
-        "_tunnel",
+        "_thrown_away",
+        "_unsent",
+        "_writing_paused",
         "closing_soon",
         "deadline",
         "exchange",
@@ -69,10 +83,21 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = _FOREVER
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.peer_host = b""
+        #: Read, but not parsed yet.
+        self._backlog = b""
+        #: The client has ended its side.
+        self._ended = False
+        #: The deadline is that of a head.
+        self._head_due = True
+        #: All is said; what the client still sends is thrown away.
+        self._lingering = False
+        self._thrown_away = 0
+        #: The content of the request under way (or of one answered early) is not complete.
         self._receiving = False
-        self._discarded = 0
-        self._paused = False
-        self._tunnel: TunnelSide | None = None
+        self._reading_paused = False
+        self._writing_paused = False
+        #: Bytes that had not been sent when the deadline passed last.
+        self._unsent = 0
 
     # -- asyncio.Protocol ------------------------------------------------------------------------
 
@@ -81,81 +106,94 @@ class ClientConnection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self.peer_host = str(peer[0]).encode() if isinstance(peer, tuple) else b"unknown"
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
-        listener = self._listener
-        if len(listener.connections) >= self.plane.settings.max_connections:
-            listener.connections.add(self)
-            self.closing_soon = True
+        full = self._listener.is_full
+        self._listener.connections.add(self)
+        self.deadline = self.plane.now() + self.plane.settings.head_timeout_seconds
+        if full:
+            self.closing_soon = self._receiving = True
             self.answer_problem(
                 503, "too_many_connections", "Too many connections", "try again", retry_after=1
             )
-            return
-        listener.connections.add(self)
-        self.deadline = self.plane.now() + self.plane.settings.head_timeout_seconds
 
     def data_received(self, data: bytes) -> None:
-        if self.closing_soon and self.exchange is None and not self._receiving:
-            return  # nothing more is read from this client
+        if self._lingering:
+            self._throw_away(len(data))
+            return
+        if self._backlog or (len(data) > _PART_BYTES and len(data) > self.parser.content_left):
+            self._backlog += data
+            data = self._next_part()
         self.parser.feed(data)
         self._advance()
 
     def eof_received(self) -> bool:
         # A half-closed client may still wait for its answer (RFC 9112 9.6).
-        self.closing_soon = True
-        return self.exchange is not None and not self._receiving
+        self._ended = True
+        exchange = self.exchange
+        if exchange is None or exchange.head.upgrade or self._receiving:
+            return False
+        self.deadline = self.plane.now() + _HALF_CLOSED_SECONDS
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._listener.connections.discard(self)
-        self.deadline = _FOREVER
-        if self.exchange is not None:
-            self.exchange.cancel()
-            self.exchange = None
-        self._listener.note_idle()
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.cancel()
+        self._listener.gone(self)
 
     def pause_writing(self) -> None:
+        self._writing_paused = True
         if self.exchange is not None:
             self.exchange.client_paused()
 
     def resume_writing(self) -> None:
+        self._writing_paused = False
         if self.exchange is not None:
             self.exchange.client_resumed()
+        elif not self.transport.is_closing():
+            self._advance()
 
     # -- requests --------------------------------------------------------------------------------
 
+    def _next_part(self) -> bytes:
+        part, self._backlog = self._backlog[:_PART_BYTES], self._backlog[_PART_BYTES:]
+        return part
+
     def _advance(self) -> None:
-        """Handle what has been parsed, as far as the order of responses allows."""
+        """Handle what has come in, as far as the order of responses allows."""
+        self._handle_events()
+        while self._backlog and not self.parser.events and not self._lingering:
+            self.parser.feed(self._next_part())
+            self._handle_events()
+        self._watch_head()
+        self.update_reading()
+
+    def _handle_events(self) -> None:
         events = self.parser.events
-        while events:
-            event = events[0]
-            exchange = self.exchange
+        while events and not self._lingering:
+            event, exchange = events[0], self.exchange
             if type(event) is RequestHead:
-                if exchange is not None or self.closing_soon:
-                    break
+                if exchange is not None or self._writing_paused:
+                    break  # responses go out in order, and no faster than they are taken
                 events.popleft()
                 self._begin(event)
-                continue
-            if isinstance(event, Malformed):
-                if exchange is None or self._receiving:
-                    events.clear()
-                    self._refuse(event)
-                break
-            events.popleft()
-            if event is END:
-                self._receiving = False
-                if exchange is not None:
-                    exchange.request_end()
-                elif self.closing_soon:
-                    self.transport.close()
-            elif exchange is not None:
-                exchange.request_content(cast("bytes", event))
+            elif isinstance(event, Malformed):
+                if exchange is not None and not self._receiving:
+                    break
+                events.clear()
+                self._refuse(event)
             else:
-                self._discard(len(cast("bytes", event)))
-        if self.exchange is None and not events and not self.closing_soon:
-            self._set_idle_deadline()
-        self.update_reading()
+                events.popleft()
+                if event is END:
+                    self._receiving = False
+                    if exchange is not None:
+                        exchange.request_end()
+                elif exchange is not None:
+                    exchange.request_content(cast("bytes", event))
 
     def _begin(self, head: RequestHead) -> None:
         self._receiving = True
-        self.deadline = _FOREVER
+        if not self._ended:
+            self.deadline = _FOREVER
         place = self.plane.places.of(head)
         exchange = self.exchange = Exchange(self, head, place)
         if b"authorization" in head.special and self.plane.access.carries_token(head):
@@ -163,33 +201,23 @@ class ClientConnection(asyncio.Protocol):
             if place.session_id is not None and place.reserved is None:
                 # The gateway's own tokens are for the gateway only.
                 del head.special[b"authorization"]
-        if not self._turned_away(head, place):
+        if not self._turned_away(exchange):
             exchange.begin()
 
-    def _turned_away(self, head: RequestHead, place: Place) -> bool:
+    def _turned_away(self, exchange: Exchange) -> bool:
         """Answer what is refused or redirected before any route is looked up."""
+        head, place = exchange.head, exchange.place
         access, target = self.plane.access, head.target
-        if not target.startswith(b"/") or target.startswith(INTERNAL):
+        if not target.startswith(b"/") or (place is CONTROL and is_internal(target)):
             self.answer_problem(400, "bad_target", "Bad request target", "use an absolute path")
         elif not access.host_allowed(head.special.get(b"host", b"localhost")):
             self.answer_problem(421, "unknown_host", "Unknown host", _UNKNOWN_HOST)
         elif not access.origin_allowed(head):
-            error = forbidden_origin(head)
-            self.answer_problem(error.status, error.code, error.title, str(error))
+            exchange.fail(forbidden_origin(head))
         elif place.session_id is None:
             return False
         elif not is_session_id(place.session_id):
-            self.answer_problem(
-                404,
-                "session_not_found",
-                "Session not found",
-                "this is no session id",
-                extra={
-                    "success": False,
-                    "error": "Preview session not found",
-                    "sessionId": place.session_id[:60],
-                },
-            )
+            exchange.fail(SessionNotFound(place.session_id[:60]))
         elif (location := self.plane.places.moved(head, place)) is not None:
             self.answer(308, b"", content_type="text/plain", fields=[("Location", location)])
         else:
@@ -198,14 +226,14 @@ class ClientConnection(asyncio.Protocol):
 
     def _refuse(self, malformed: Malformed) -> None:
         """Answer bytes that are no request, and end the connection."""
-        if self.exchange is not None:
-            if self.exchange.answered:
-                self.abort()
-                return
-            self.exchange.cancel()
+        exchange = self.exchange
+        if exchange is not None and exchange.answered:
+            self.abort()
+            return
+        if exchange is not None:
+            exchange.cancel()
             self.exchange = None
-        self._receiving = False
-        self.closing_soon = True
+        self._receiving = self.closing_soon = True
         self.answer_problem(
             malformed.status, "malformed_request", "Malformed request", malformed.message
         )
@@ -229,7 +257,8 @@ class ClientConnection(asyncio.Protocol):
             and head.keep_alive
             and not head.http10
             and not head.upgrade
-            and not self.closing_soon
+            and not (self._receiving and self.parser.in_message)
+            and not self.is_last
         )
         all_fields = [*fields, ("X-Preview-Replica", self.plane.settings.replica)]
         if retry_after is not None:
@@ -266,66 +295,115 @@ class ClientConnection(asyncio.Protocol):
             retry_after=retry_after,
         )
 
+    @property
+    def is_last(self) -> bool:
+        """Whether no other request follows the one under way."""
+        return self.closing_soon or (self._ended and not self.parser.events and not self._backlog)
+
     def exchange_done(self, *, keep_alive: bool) -> None:
         """The response is complete."""
         self.exchange = None
-        self._listener.note_idle()
-        if not keep_alive or self.parser.stopped:
-            self.closing_soon = True
+        if not keep_alive or self.is_last:
+            self._finish()
+            return
+        self._head_due = False
         if self._receiving:
-            self._discarded = 0
-            self.deadline = self.plane.now() + _DISCARD_SECONDS
-            self.update_reading()
-        elif self.closing_soon:
-            self.transport.close()
-        elif self.parser.events:
-            self._advance()
-        else:
-            self._set_idle_deadline()
-            self.update_reading()
+            return  # called by _handle_events, which goes on
+        if not self._ended:
+            self.deadline = self.plane.now() + self.plane.settings.keepalive_seconds
+        self._advance()
 
-    def _discard(self, size: int) -> None:
-        """Content of a request that has been answered already."""
-        self._discarded += size
-        if self._discarded > _DISCARD_BYTES:
-            self.transport.close()
-
-    def _set_idle_deadline(self) -> None:
+    def _watch_head(self) -> None:
+        """Set the deadline of a head that has begun and of the pause before it."""
+        if self.exchange is not None or self._head_due or self._lingering or self._ended:
+            return
         settings = self.plane.settings
         if self.parser.in_message:
-            if self.deadline == _FOREVER:
-                self.deadline = self.plane.now() + settings.head_timeout_seconds
-        else:
+            self._head_due = True
+            self.deadline = self.plane.now() + settings.head_timeout_seconds
+        elif self.deadline == _FOREVER:
             self.deadline = self.plane.now() + settings.keepalive_seconds
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """All is said: close, but give a client that is still sending time to see it."""
+        self.closing_soon = True
+        self.parser.events.clear()
+        self._backlog = b""
+        self.deadline = self.plane.now() + _LINGER_SECONDS
+        self._unsent = self.transport.get_write_buffer_size()
+        if (self._receiving or self.parser.in_message) and not self._ended:
+            # Closing with unread bytes would be a reset, which destroys the answer on its way.
+            self._lingering = True
+            self.transport.write_eof()
+            self.update_reading()
+        else:
+            self.transport.close()
+
+    def _throw_away(self, size: int) -> None:
+        self._thrown_away += size
+        if self._thrown_away > _LINGER_BYTES:
+            self.transport.close()
 
     def expire(self) -> None:
         """The deadline has passed: say so if a head is under way, and close."""
-        self.deadline = _FOREVER
-        self.closing_soon = True
-        if self.exchange is None and self.parser.in_message and not self._receiving:
+        transport = self.transport
+        if self._lingering or transport.is_closing():
+            unsent = transport.get_write_buffer_size()
+            if 0 < unsent < self._unsent:
+                # The client takes it, slowly.
+                self._unsent = unsent
+                self.deadline = self.plane.now() + _LINGER_SECONDS
+            else:
+                transport.abort()
+        elif self.exchange is None and self.parser.in_message:
+            self._receiving = self.closing_soon = True
             self.answer_problem(
                 408, "request_timeout", "Request timeout", "the request's head took too long"
             )
         else:
-            self.transport.close()
+            self.shut()
+
+    def shut(self) -> None:
+        """End the connection now, between two requests."""
+        self.closing_soon = True
+        self._unsent = self.transport.get_write_buffer_size()
+        self.deadline = self.plane.now() + _LINGER_SECONDS
+        self.transport.close()
 
     def abort(self) -> None:
         """End a response that cannot be completed, so that the client notices."""
         exchange, self.exchange = self.exchange, None
-        if exchange is not None:
-            exchange.cancel()
-        self._listener.note_idle()
-        self.transport.abort()
+        if exchange is None:
+            return
+        exchange.cancel()
+        if exchange.ends_with_connection:
+            # Without framing only a reset tells the client (RFC 9112 8).
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.transport.abort()
+        else:
+            self.shut()
 
     # -- flow ------------------------------------------------------------------------------------
 
     def update_reading(self) -> None:
         """Read from the client only what can be passed on."""
-        exchange = self.exchange
-        pause = exchange is not None and (exchange.blocked or bool(self.parser.events))
-        if pause is self._paused or self.transport.is_closing():
+        if self._lingering:
+            pause = False
+        elif self.exchange is not None:
+            pause = (
+                self.exchange.blocked
+                or bool(self.parser.events)
+                or bool(self._backlog)
+                or bool(self.parser.tail)
+            )
+        else:
+            pause = self._writing_paused
+        if pause is self._reading_paused or self.transport.is_closing():
             return
-        self._paused = pause
+        self._reading_paused = pause
         if pause:
             self.transport.pause_reading()
         else:
@@ -333,22 +411,14 @@ class ClientConnection(asyncio.Protocol):
 
     # -- tunnels ---------------------------------------------------------------------------------
 
-    def become_tunnel(self, tunnel: TunnelSide) -> None:
+    def become_tunnel(self) -> None:
         """The connection speaks another protocol from now on."""
-        self._tunnel = tunnel
         self.exchange = None
-        self.deadline = _FOREVER
-        self.plane.stats.tunnels += 1
+        self._listener.became_tunnel(self)
 
     def tunnel_closed(self) -> None:
         """The tunnel has ended."""
-        self.plane.stats.tunnels -= 1
-        self._listener.connections.discard(self)
-
-    @property
-    def is_tunnel(self) -> bool:
-        """Whether the connection speaks another protocol by now."""
-        return self._tunnel is not None
+        self._listener.gone(self)
 
 
 class Listener:
@@ -357,14 +427,38 @@ class Listener:
     def __init__(self, plane: DataPlane) -> None:
         self.plane = plane
         self.connections: set[ClientConnection] = set()
+        self.tunnels: set[ClientConnection] = set()
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None
-        self._idle: asyncio.Event | None = None
+        #: Set, while closing, when no connection is left but tunnels, and when none is left.
+        self._drained = asyncio.Event()
+        self._empty = asyncio.Event()
 
-    def note_idle(self) -> None:
-        """A request has ended: while draining, see whether it was the last one."""
-        if self._idle is not None and not any(c.exchange for c in self.connections):
-            self._idle.set()
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many connections as there may be."""
+        return len(self.connections) + len(self.tunnels) >= self.plane.settings.max_connections
+
+    def became_tunnel(self, connection: ClientConnection) -> None:
+        """A connection has left HTTP."""
+        self.connections.discard(connection)
+        self.tunnels.add(connection)
+        self.plane.stats.tunnels += 1
+        self._note_empty()
+
+    def gone(self, connection: ClientConnection) -> None:
+        """A connection or tunnel has ended."""
+        if connection in self.tunnels:
+            self.tunnels.discard(connection)
+            self.plane.stats.tunnels -= 1
+        self.connections.discard(connection)
+        self._note_empty()
+
+    def _note_empty(self) -> None:
+        if self._server is None and not self.connections:
+            self._drained.set()
+            if not self.tunnels:
+                self._empty.set()
 
     async def open(self, sock: socket.socket) -> None:
         """Accept connections from ``sock``, which is bound."""
@@ -382,18 +476,15 @@ class Listener:
         server.close()
         for connection in tuple(self.connections):
             connection.closing_soon = True
-            if connection.exchange is None and not connection.is_tunnel:
-                connection.transport.close()
-        self._idle = asyncio.Event()
-        self.note_idle()
-        try:
-            async with asyncio.timeout(drain_seconds):
-                await self._idle.wait()
-        except TimeoutError:
+            if connection.exchange is None:
+                connection.shut()
+        self._note_empty()
+        if not await _within(drain_seconds, self._drained):
             log.warning("requests under way were cut off after %g s", drain_seconds)
-        for connection in tuple(self.connections):
+        for connection in (*self.connections, *self.tunnels):
             # Without a Close frame: a clean close leaves the HMR client of Vite 5 and older dead.
             connection.transport.abort()
+        await _within(_ABORT_SECONDS, self._empty)
         if self._sweeper is not None:
             self._sweeper.cancel()
             await asyncio.gather(self._sweeper, return_exceptions=True)
@@ -408,6 +499,16 @@ class Listener:
                 if connection.deadline < now:
                     connection.expire()
             self.plane.sweep_pools()
+
+
+async def _within(seconds: float, event: asyncio.Event) -> bool:
+    """Whether ``event`` was set in time."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
 
 
 __all__ = ["ClientConnection", "Listener"]

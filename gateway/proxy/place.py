@@ -7,7 +7,9 @@ no request for that preview.
 
 from __future__ import annotations
 
+import re
 from typing import Final
+from urllib.parse import unquote_to_bytes
 
 from gateway.proxy import http1
 from gateway.proxy.http1 import RequestHead, ResponseHead
@@ -17,6 +19,7 @@ from gateway.session import Route, is_session_id
 PREFIX: Final = b"/preview/"
 #: Below a preview's base, for the gateway's own use: the starting page's event stream.
 RESERVED: Final = b".preview/"
+_RESERVED: Final = re.compile(rb"\.preview/([a-z]+(?:\?.*)?)", re.DOTALL)
 #: Requests of the data plane itself to the control plane; no client can send this prefix.
 INTERNAL: Final = b"/-/"
 #: Below a preview's base: the dev server's HMR socket, whatever its own path and token.
@@ -43,9 +46,9 @@ class Place:
         self.rest = rest
         #: A preview was meant, but the slash behind the id is missing.
         self.misplaced = misplaced
-        self.reserved = (
-            rest[len(RESERVED) :] if session_id is not None and rest.startswith(RESERVED) else None
-        )
+        # Plain names only: nothing that the control plane could resolve to another path.
+        match = _RESERVED.fullmatch(rest) if rest.startswith(RESERVED) else None
+        self.reserved: bytes | None = match[1] if match and session_id is not None else None
 
     @property
     def events_url(self) -> str:
@@ -88,14 +91,22 @@ class Place:
             return
         special = response.special
         location = special.get(b"location")
-        if location is not None and location.startswith(pool.origin + b"/"):
-            special[b"location"] = location[len(pool.origin) :]
+        if location is not None and (location + b"/").startswith(pool.origin + b"/"):
+            path = location[len(pool.origin) :] or b"/"
+            # A path that begins with two slashes would be read as a host name.
+            special[b"location"] = b"/." + path if path.startswith(b"//") else path
         allowed = special.get(b"access-control-allow-origin")
         if allowed == pool.origin and b"origin" in head.special:
             special[b"access-control-allow-origin"] = head.special[b"origin"]
 
 
-_CONTROL: Final = Place(None)
+CONTROL: Final = Place(None)
+
+
+def is_internal(target: bytes) -> bool:
+    """Whether the control plane, which decodes its paths, would read ``target`` as internal."""
+    start = target[: 3 * len(INTERNAL)]
+    return (unquote_to_bytes(start) if b"%" in start else start).startswith(INTERNAL)
 
 
 class Places:
@@ -113,7 +124,7 @@ class Places:
                 return place
         target = head.target
         if not target.startswith(PREFIX):
-            return _CONTROL
+            return CONTROL
         path, question, _ = target.partition(b"?")
         end = path.find(b"/", len(PREFIX))
         name = path[len(PREFIX) : end if end >= 0 else None].decode("latin-1")

@@ -80,9 +80,9 @@ class DataPlane:
         return cast("Pool", entry.pool)
 
     def sweep_pools(self) -> None:
-        """Close idle upstream connections, forget pools whose generation is over."""
+        """Sweep all pools, forget those whose generation is over."""
         now = self.now()
         for pool in tuple(self.pools):
-            pool.drop_idle(now)
+            pool.sweep(now)
             if pool.retired and not len(pool):
                 self.pools.discard(pool)

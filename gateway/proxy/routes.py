@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Final, NoReturn, Protocol
 
 from gateway.errors import RegistryUnavailable, SessionNotFound
 from gateway.registry.base import Registry, Subscriber
@@ -21,8 +21,10 @@ from gateway.session import PENDING, Route, SessionId
 
 log: Final = logging.getLogger(__name__)
 
-#: Routes kept at most; the ones unused for longest go first.
+#: Routes kept at most; of those in no use now, the ones unused for longest go first.
 MAX_ROUTES: Final = 100_000
+#: While the registry is down, it is asked again about a known session after this time.
+_STALE_SECONDS: Final = 1.0
 
 
 class Waker(Protocol):
@@ -48,12 +50,14 @@ class RouteStats:
 class Entry:
     """A cached route. ``pool`` belongs to whoever forwards to it; a replaced entry is retired."""
 
-    __slots__ = ("confirmed_at", "pool", "route")
+    __slots__ = ("confirmed_at", "pool", "route", "used")
 
     def __init__(self, route: Route, confirmed_at: float) -> None:
         self.route = route
         self.confirmed_at = confirmed_at
         self.pool: Retirable | None = None
+        #: Since the eviction came by last.
+        self.used = True
 
 
 class Retirable(Protocol):
@@ -61,6 +65,10 @@ class Retirable(Protocol):
 
     def retire(self) -> None:
         """Take no new work and let go of what is idle. Called once."""
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether nothing is under way in it."""
 
 
 class RouteTable:
@@ -72,11 +80,13 @@ class RouteTable:
         *,
         wait_seconds: float,
         max_age_seconds: float,
+        max_routes: int = MAX_ROUTES,
         clock: Callable[[], float],
     ) -> None:
         self._registry = registry
         self._wait_seconds = wait_seconds
         self._max_age = max_age_seconds
+        self._max_routes = max_routes
         self._clock = clock
         self._entries: dict[str, Entry] = {}
         self._waiters: dict[str, set[asyncio.Future[Route]]] = {}
@@ -114,6 +124,7 @@ class RouteTable:
         entry = self._entries.get(session_id)
         if entry is None or now - entry.confirmed_at > self._max_age:
             return None
+        entry.used = True
         return entry
 
     # -- waiting ---------------------------------------------------------------------------------
@@ -124,7 +135,6 @@ class RouteTable:
         Raises SessionNotFound after the wait, RegistryUnavailable if the registry does not
         answer and no earlier answer is known.
         """
-        started = self._clock()
         with _Waiter(self._waiters, session_id) as waiter:
             try:
                 route = await self._read(session_id)
@@ -133,10 +143,20 @@ class RouteTable:
                 if entry is None:
                     raise
                 self.stats.stale += 1
+                # Not every request waits for a registry that is down.
+                entry.confirmed_at = self._clock() - self._max_age + _STALE_SECONDS
                 return entry
             if route is None:
-                route = await self._registration(session_id, waiter, started)
+                route = await self._registration(session_id, waiter)
         return self._keep(route)
+
+    async def deny(self, session_id: SessionId) -> NoReturn:
+        """Answer for a session that the caller may not see as for one that does not exist.
+
+        Raises SessionNotFound after the same wait, so that ids cannot be probed.
+        """
+        await asyncio.sleep(self._wait_seconds)
+        raise SessionNotFound(session_id, waited=self._wait_seconds)
 
     async def settled(self, session_id: SessionId, entry: Entry, *, seconds: float) -> Entry:
         """Wait until the session is no longer pending; the entry as it is after ``seconds``."""
@@ -156,7 +176,7 @@ class RouteTable:
                 entry = self._entries.get(session_id, entry)
         return entry
 
-    async def _registration(self, session_id: SessionId, waiter: _Waiter, started: float) -> Route:
+    async def _registration(self, session_id: SessionId, waiter: _Waiter) -> Route:
         await asyncio.wait((waiter.future,), timeout=self._wait_seconds)
         if waiter.future.done():
             return waiter.future.result()
@@ -164,18 +184,27 @@ class RouteTable:
         route = await self._read(session_id)
         if route is None:
             self.stats.not_found += 1
-            raise SessionNotFound(session_id, waited=self._clock() - started)
+            raise SessionNotFound(session_id, waited=self._wait_seconds)
         return route
 
     async def _read(self, session_id: SessionId) -> Route | None:
         """Read the registry; concurrent readers of one id share one read."""
+        return await asyncio.shield(self._begin_read(session_id))
+
+    def _begin_read(self, session_id: SessionId) -> asyncio.Task[Route | None]:
         read = self._reads.get(session_id)
         if read is None:
             self.stats.reads += 1
             read = asyncio.create_task(self._read_now(session_id), name=f"route read {session_id}")
             self._reads[session_id] = read
-            read.add_done_callback(lambda _: self._reads.pop(session_id, None))
-        return await asyncio.shield(read)
+            read.add_done_callback(lambda read: self._read_done(session_id, read))
+        return read
+
+    def _read_done(self, session_id: SessionId, read: asyncio.Task[Route | None]) -> None:
+        """Also when all who waited for it are gone: an error is taken note of."""
+        del self._reads[session_id]
+        if not read.cancelled() and (exc := read.exception()) is not None:
+            log.warning("route read of %s failed: %s", session_id, exc)
 
     async def _read_now(self, session_id: SessionId) -> Route | None:
         session = await self._registry.session(session_id)
@@ -186,7 +215,8 @@ class RouteTable:
     def changed(self, route: Route) -> None:
         """Take in a route that was pushed. Ids that nobody asked for here are not kept."""
         waiters = self._waiters.get(route.id)
-        if waiters is None and route.id not in self._entries:
+        # A read under way counts too: whoever joins it later would miss this push.
+        if waiters is None and route.id not in self._entries and route.id not in self._reads:
             return
         self._keep(route)
         for waiter in waiters or ():
@@ -198,8 +228,8 @@ class RouteTable:
         entry = self._entries.get(route.id)
         now = self._clock()
         if entry is None:
-            if len(self._entries) >= MAX_ROUTES:
-                _retire(self._entries.pop(next(iter(self._entries))))
+            if len(self._entries) >= self._max_routes:
+                self._evict()
             entry = self._entries[route.id] = Entry(route, now)
         elif route.newer_than(entry.route):
             if (route.generation, route.endpoint) != (
@@ -214,6 +244,17 @@ class RouteTable:
             entry.confirmed_at = now
         return entry
 
+    def _evict(self) -> None:
+        """Drop the oldest entry that was not used since the last time round ("second chance")."""
+        for _ in range(2 * len(self._entries)):
+            session_id = next(iter(self._entries))
+            entry = self._entries.pop(session_id)
+            if not entry.used and (entry.pool is None or entry.pool.is_unused):
+                _retire(entry)
+                return
+            entry.used = False
+            self._entries[session_id] = entry
+
     def _synced(self) -> None:
         """The push link is up again: what was missed meanwhile is read again on next use."""
         self._linked = True
@@ -224,21 +265,13 @@ class RouteTable:
                 self._read_for_waiters(SessionId(session_id))
 
     def _read_for_waiters(self, session_id: SessionId) -> None:
-        """A registration may have been missed while the link was down: ask for it once."""
+        """A registration may have been missed while the link was down: ask for it."""
 
         def told(read: asyncio.Task[Route | None]) -> None:
-            self._reads.pop(session_id, None)
-            if read.cancelled():
-                return
-            if (exc := read.exception()) is not None:
-                log.warning("route read of %s failed: %s", session_id, exc)
-            elif (route := read.result()) is not None:
+            if not read.cancelled() and read.exception() is None and (route := read.result()):
                 self.changed(route)
 
-        if session_id not in self._reads:
-            read = asyncio.create_task(self._read_now(session_id), name=f"route read {session_id}")
-            self._reads[session_id] = read
-            read.add_done_callback(told)
+        self._begin_read(session_id).add_done_callback(told)
 
     def _lost(self) -> None:
         self._linked = False

@@ -13,19 +13,23 @@ from typing import Final
 
 #: Bytes that may wait in a transport before the other side is paused.
 HIGH_WATER: Final = 128 * 1024
+#: After one side's end of stream, the other's must follow within this time.
+HALF_CLOSED_SECONDS: Final = 30.0
+#: When one side is lost, the other gets this long to take what is still on its way.
+_FLUSH_SECONDS: Final = 0.5
 
 
 class TunnelSide(asyncio.Protocol):
-    """One end of a tunnel."""
+    """One end of a tunnel; ``on_close`` is called once, when its transport is lost."""
 
     __slots__ = ("_ended", "_on_close", "peer", "transport")
 
     peer: TunnelSide
 
-    def __init__(self, transport: asyncio.Transport) -> None:
+    def __init__(self, transport: asyncio.Transport, on_close: Callable[[], None]) -> None:
         self.transport = transport
         self._ended = False
-        self._on_close: Callable[[], None] | None = None
+        self._on_close = on_close
 
     def data_received(self, data: bytes) -> None:
         self.peer.transport.write(data)
@@ -34,20 +38,27 @@ class TunnelSide(asyncio.Protocol):
         """Pass the end of stream on; the tunnel lives until both sides have ended."""
         self._ended = True
         peer = self.peer
-        if peer._ended or not peer.transport.can_write_eof():
-            peer.transport.close()
+        if peer._ended or peer.transport.is_closing() or not peer.transport.can_write_eof():
+            peer.close()
             return False
         peer.transport.write_eof()
+        asyncio.get_running_loop().call_later(HALF_CLOSED_SECONDS, self.close)
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.peer.transport.close()
-        if self._on_close is not None:
-            on_close, self._on_close = self._on_close, None
-            on_close()
+        self.peer.close()
+        self._on_close()
+
+    def close(self) -> None:
+        """End this side once it has taken what was sent to it; soon in any case. Idempotent."""
+        transport = self.transport
+        transport.close()
+        if transport.get_write_buffer_size():
+            asyncio.get_running_loop().call_later(_FLUSH_SECONDS, transport.abort)
 
     def pause_writing(self) -> None:
-        self.peer.transport.pause_reading()
+        if not self.peer.transport.is_closing():
+            self.peer.transport.pause_reading()
 
     def resume_writing(self) -> None:
         if not self.peer.transport.is_closing():
@@ -60,16 +71,15 @@ def join(
     *,
     to_client: bytes,
     to_upstream: bytes,
-    on_close: Callable[[], None],
-) -> TunnelSide:
-    """Make a tunnel of two transports; ``on_close`` is called once, when the client's is lost.
+    client_closed: Callable[[], None],
+    upstream_closed: Callable[[], None],
+) -> None:
+    """Make a tunnel of two transports; each callback is called once, when its side is lost.
 
-    ``to_client`` and ``to_upstream`` are what has arrived already behind the two heads. Returns
-    the client's side.
+    ``to_client`` and ``to_upstream`` are what has arrived already behind the two heads.
     """
-    near, far = TunnelSide(client), TunnelSide(upstream)
+    near, far = TunnelSide(client, client_closed), TunnelSide(upstream, upstream_closed)
     near.peer, far.peer = far, near
-    near._on_close = on_close
     for transport, side in ((client, near), (upstream, far)):
         transport.set_write_buffer_limits(high=HIGH_WATER)
         transport.set_protocol(side)
@@ -80,4 +90,3 @@ def join(
     for transport in (client, upstream):
         if not transport.is_closing():
             transport.resume_reading()
-    return near

@@ -17,6 +17,8 @@ from gateway.session import Endpoint
 
 #: Node closes an idle connection after 5 s; ours must let go of it first.
 IDLE_SECONDS: Final = 4.0
+#: How long a closed connection may take to send what is left before it is cut.
+_FLUSH_SECONDS: Final = 5.0
 HIGH_WATER: Final = 256 * 1024
 
 
@@ -56,23 +58,39 @@ class Consumer(Protocol):
 class UpstreamConnection(asyncio.Protocol):
     """One connection. It serves one consumer at a time; ``consumer`` is None when it is idle."""
 
-    __slots__ = ("_pool", "consumer", "idle_since", "parser", "reused", "transport")
+    __slots__ = (
+        "_pool",
+        "consumer",
+        "heard",
+        "idle_since",
+        "is_tunnel",
+        "parser",
+        "reused",
+        "transport",
+    )
 
     def __init__(self, pool: Pool) -> None:
         self._pool = pool
         self.consumer: Consumer | None = None
         self.parser = ResponseParser(max_head=pool.max_head)
+        #: The request under way is not the first one on this connection.
         self.reused = False
+        #: Something of the response under way has come in.
+        self.heard = False
+        self.is_tunnel = False
+        #: Idle, or closed, since then.
         self.idle_since = 0.0
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        self._pool.made(self)
 
     def send(self, consumer: Consumer, head: bytes, method: bytes) -> None:
         """Begin a request: ``head`` is its whole head."""
         self.consumer = consumer
+        self.heard = False
         self.parser.expect(method)
         self.transport.write(head)
 
@@ -81,6 +99,7 @@ class UpstreamConnection(asyncio.Protocol):
         if consumer is None:
             self.close()  # bytes that nobody asked for: not to be trusted any further
             return
+        self.heard = True
         self.parser.feed(data)
         consumer.response_events(self.parser.events)
 
@@ -107,9 +126,21 @@ class UpstreamConnection(asyncio.Protocol):
             self.consumer.upstream_resumed()
 
     def release(self, *, reusable: bool) -> None:
-        """The response is complete: back to the pool if it ended cleanly."""
+        """The response is complete: back to the pool if it ended cleanly.
+
+        It did not if anything follows the response, or if the request is not sent yet.
+        """
         self.consumer = None
-        if reusable and not self.parser.events and not self.transport.is_closing():
+        parser, transport = self.parser, self.transport
+        if (
+            reusable
+            and not parser.events
+            and not parser.in_message
+            and not transport.is_closing()
+            and not transport.get_write_buffer_size()
+        ):
+            # A slow client may have paused it; idle, it must notice when the dev server closes.
+            transport.resume_reading()
             self._pool.give_back(self)
         else:
             self.close()
@@ -117,12 +148,19 @@ class UpstreamConnection(asyncio.Protocol):
     def close(self) -> None:
         """End the connection with FIN: a reset kills some dev servers (vitejs/vite#22556)."""
         self.consumer = None
-        self.transport.close()
+        if not self.transport.is_closing():
+            self.idle_since = self._pool.now()
+            self.transport.close()
 
     def detach(self) -> asyncio.Transport:
-        """Leave HTTP: the transport goes to a tunnel, the pool only counts it."""
+        """Leave HTTP: the transport goes to a tunnel, which says ``gone`` at its end."""
         self.consumer = None
+        self.is_tunnel = True
         return self.transport
+
+    def gone(self) -> None:
+        """The tunnel has ended."""
+        self._pool.forget(self)
 
 
 class Pool:
@@ -151,28 +189,32 @@ class Pool:
         self.origin = origin
         self._idle: list[UpstreamConnection] = []
         self._open: set[UpstreamConnection] = set()
-        self._connecting = 0
+        self._connecting: set[UpstreamConnection] = set()
         self.retired = False
+        self.now: Callable[[], float] = asyncio.get_running_loop().time
 
     def take(self) -> UpstreamConnection | None:
         """An idle connection, the one used last, or None."""
         while self._idle:
             connection = self._idle.pop()
-            if not connection.transport.is_closing():
+            if self.now() - connection.idle_since > self._idle_seconds:
+                connection.close()
+            elif not connection.transport.is_closing():
                 connection.reused = True
                 return connection
         return None
 
     async def open(self) -> UpstreamConnection:
         """A new connection. Raises UpstreamUnreachable, UpstreamBusy."""
-        if len(self._open) + self._connecting >= self._max_connections:
+        if len(self._open) + len(self._connecting) >= self._max_connections:
             raise UpstreamBusy(
                 f"{self.name} has {self._max_connections} connections already; try again"
             )
-        self._connecting += 1
+        connection = UpstreamConnection(self)
+        self._connecting.add(connection)
         try:
             async with asyncio.timeout(self._connect_timeout):
-                _, connection = await self._connect(lambda: UpstreamConnection(self))
+                await self._connect(lambda: connection)
         except TimeoutError as exc:
             raise UpstreamUnreachable(
                 f"{self.name} did not accept a connection within {self._connect_timeout:g} s"
@@ -181,26 +223,36 @@ class Pool:
             what = errno.errorcode.get(exc.errno or 0, type(exc).__name__)
             raise UpstreamUnreachable(f"{self.name} refuses connections ({what})") from exc
         finally:
-            self._connecting -= 1
+            self._connecting.discard(connection)
+        if connection.transport.is_closing():
+            raise UpstreamUnreachable(f"{self.name} closed the connection at once")
+        return connection
+
+    def made(self, connection: UpstreamConnection) -> None:
+        """A connection has been established."""
+        self._connecting.discard(connection)
         self._open.add(connection)
-        return cast("UpstreamConnection", connection)
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """Keep an idle connection for the next request."""
         if self.retired:
             connection.close()
             return
-        connection.idle_since = asyncio.get_running_loop().time()
+        connection.idle_since = self.now()
         self._idle.append(connection)
 
     def forget(self, connection: UpstreamConnection) -> None:
         """A connection is gone."""
         self._open.discard(connection)
-        if connection.consumer is None and connection in self._idle:
+        if connection in self._idle:
             self._idle.remove(connection)
 
-    def drop_idle(self, now: float) -> None:
-        """Close connections that have been idle for too long."""
+    def sweep(self, now: float) -> None:
+        """Close what has been idle for too long, cut what has been closed and does not end."""
+        for connection in self._open:
+            closed = connection.transport.is_closing() and not connection.is_tunnel
+            if closed and now - connection.idle_since > _FLUSH_SECONDS:
+                connection.transport.abort()
         kept = []
         for connection in self._idle:
             if now - connection.idle_since > self._idle_seconds:
@@ -210,14 +262,25 @@ class Pool:
         self._idle = kept
 
     def retire(self) -> None:
-        """Close what is idle; requests under way finish."""
+        """Close what is idle; requests under way finish, tunnels are cut.
+
+        Tunnels end without a Close frame: after a clean end HMR clients do not come back.
+        """
         self.retired = True
         idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
+        for connection in self._open:
+            if connection.is_tunnel:
+                connection.transport.abort()
+
+    @property
+    def is_unused(self) -> bool:
+        """Whether all its connections are idle."""
+        return len(self._open) + len(self._connecting) == len(self._idle)
 
     def __len__(self) -> int:
-        return len(self._open)
+        return len(self._open) + len(self._connecting)
 
 
 def tcp_connect(endpoint: Endpoint) -> Callable[..., Awaitable[Any]]:
