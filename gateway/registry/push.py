@@ -148,12 +148,12 @@ class PushLink:
         while True:
             try:
                 await self._serve()
-            except* (GatewayError, RedisError, OSError) as group:
-                self._failure = group.exceptions[0]
-                _log.warning("push link to the registry lost: %r", self._failure)
-            except* Exception as group:
+            except (GatewayError, RedisError, OSError) as exc:
+                self._failure = exc
+                _log.warning("push link to the registry lost: %r", exc)
+            except Exception as exc:
                 # A defect must not end the task: without it this replica hears nothing more.
-                self._failure = group
+                self._failure = exc
                 _log.exception("push link to the registry failed")
             finally:
                 if self.up:
@@ -165,22 +165,32 @@ class PushLink:
     async def _serve(self) -> None:
         """Connect, subscribe, and hear until the link breaks (which raises)."""
         connection = await self._client.dial()
+        # No TaskGroup: in Python 3.11 it swallows a cancellation that meets a failing child.
+        sender = asyncio.create_task(self._send(connection), name="registry push sender")
         try:
             self._subscribe(CHANGES)
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._send(connection), name="registry push sender")
-                tasks.create_task(self._read(connection), name="registry push reader")
+            await self._read(connection)
         finally:
-            await connection.disconnect(nowait=True)
+            sender.cancel()
+            try:
+                await asyncio.wait([sender])
+            finally:
+                await connection.disconnect(nowait=True)
 
     async def _send(self, connection: AbstractConnection) -> None:
-        while True:
-            try:
-                async with asyncio.timeout(self._ping_seconds):
-                    command = await self._outbox.get()
-            except TimeoutError:
-                command = ("PING",)
-            await connection.send_command(*command)
+        try:
+            while True:
+                await connection.send_command(*await self._next_command())
+        except (RedisError, OSError) as exc:
+            # The connection is closed by that, so the reader ends too, and tells.
+            _log.debug("push link to the registry cannot send: %r", exc)
+
+    async def _next_command(self) -> tuple[str, ...]:
+        try:
+            async with asyncio.timeout(self._ping_seconds):
+                return await self._outbox.get()
+        except TimeoutError:
+            return ("PING",)
 
     async def _read(self, connection: AbstractConnection) -> None:
         # The sender makes the server say something at least every ping_seconds.

@@ -252,10 +252,20 @@ async def test_registration_is_acknowledged_by_a_real_replica(
         # Servers tell nobody that they have caught up.
         while b"master_link_status:up" not in await replica.ask("INFO", "replication"):  # noqa: ASYNC110
             await asyncio.sleep(0.05)
-    registry = await connect(primary.url, registry_replicas=1, registry_timeout_seconds=5)
+    registry = await connect(primary.url, registry_replicas=1)
     made = await registry.register(new_session(), owner=A)
     assert made.created
     assert await replica.ask("HGET", session_key(ID), "id") == ID.encode()
+    # Nobody may be told "it is there" by a replica that has not heard of it: neither the call that
+    # wrote the session, nor one on another connection that found it.
+    hasty = [await connect(primary.url, registry_replicas=1) for _ in range(2)]
+    with replica.stalled():
+        for each in hasty:
+            each._client.limit_seconds = 0.3
+            with pytest.raises(NotAcknowledged):
+                await each.register(new_session("slow-fox-1"), owner=A)
+    again = await registry.register(new_session("slow-fox-1"), owner=A)
+    assert not again.created
     stray = RedisRegistry(_settings(), url=replica.url)
     with pytest.raises(RegistryUnavailable, match="READONLY"):
         await stray.register(new_session("another-fox"), owner=A)
@@ -622,6 +632,18 @@ async def test_index_entries_without_a_record_are_skipped_and_dropped_when_old(
     assert await server.ask("ZRANGE", INDEX, 0, -1) == [b"under-way-1", ID.encode()]
 
 
+async def test_an_index_entry_that_was_renewed_meanwhile_is_not_dropped(
+    registry: RedisRegistry, server: Server
+) -> None:
+    await server.ask("ZADD", INDEX, 1000, "leftover-1", 2000, "leftover-2")
+    client = RedisClient(server.url, limit_seconds=5)
+    stale = ["leftover-1", "1000", "leftover-2", "1000", "leftover-3", "1000"]
+    dropped = await client.ask("prune", lambda e: e.run(scripts.PRUNE, [INDEX], stale))
+    await client.close()
+    assert dropped == 1
+    assert await server.ask("ZRANGE", INDEX, 0, -1) == [b"leftover-2"]
+
+
 async def test_a_damaged_record_does_not_hide_the_others_from_the_list(
     registry: RedisRegistry, server: Server
 ) -> None:
@@ -774,8 +796,9 @@ async def test_concurrent_listeners_share_one_subscription(
         await _next(last)
         entry = await registry.append(ID, "log", {})
         assert (await _next(last)).id == entry
-    while (await server.ask("PUBSUB", "NUMSUB", channel))[1]:
-        await other.ping()
+    async with asyncio.timeout(5):
+        while (await server.ask("PUBSUB", "NUMSUB", channel))[1]:
+            await other.ping()
 
 
 async def _open_and_close(registry: RedisRegistry) -> None:
@@ -1243,6 +1266,20 @@ async def test_ends_in_the_scripts_are_those_of_the_states() -> None:
     listed = scripts.MOVE.source.partition(b"ENDED = {")[2].partition(b"}")[0].decode()
     names = {part.partition("=")[0].strip() for part in listed.split(",")}
     assert names == {str(state) for state in ENDED}
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_closing_just_as_the_link_breaks_ends_the_link(
+    start_server: Callable[..., Server], turns: int
+) -> None:
+    server = start_server()
+    registry = RedisRegistry(_settings(), url=server.url)
+    await registry.open()
+    server.kill()
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await registry.close()
 
 
 async def test_closing_twice_is_harmless_and_tells_listeners(server: Server) -> None:
