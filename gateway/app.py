@@ -142,10 +142,16 @@ class Gateway:
 
         application = web.Application()
         application.add_routes([*self._health.routes(), web.get("/metrics", show)])
-        await self._open_site(
-            application,
-            lambda runner: web.TCPSite(runner, settings.host, settings.admin_port),
-        )
+        try:
+            await self._open_site(
+                application,
+                lambda runner: web.TCPSite(runner, settings.host, settings.admin_port),
+            )
+        except OSError as exc:
+            raise SettingsError(
+                f"cannot listen on {settings.host}:{settings.admin_port} "
+                f"({os.strerror(exc.errno or 0)}): set GATEWAY_ADMIN_PORT to a port that is free"
+            ) from exc
 
     async def _open_site(
         self, application: web.Application, make: Callable[[web.AppRunner], web.BaseSite]
