@@ -36,10 +36,11 @@ test: lint ## Run every check and test (PYTEST_FLAGS="-k name")
 	$(BIN)/pytest $(PYTEST_FLAGS)
 
 # Every bench/NAME.py that does not begin with "_" is a benchmark with a main program.
+BENCH_FLAGS ?=
 BENCH ?= $(patsubst bench/%.py,%,$(filter-out bench/_%,$(wildcard bench/*.py)))
 
-bench: setup ## Run the benchmarks (BENCH=spawn for one)
-	@set -e; for name in $(BENCH); do echo "== $$name"; $(BIN)/python -m bench.$$name; done
+bench: setup ## Run the benchmarks (BENCH=proxies BENCH_FLAGS=--quick for one)
+	@set -e; for name in $(BENCH); do echo "== $$name"; $(BIN)/python -m bench.$$name $(BENCH_FLAGS); done
 
 lock: setup $(BIN)/uv ## Write the lock files again (LOCK_FLAGS=--upgrade for the newest)
 	scripts/lock $(LOCK_FLAGS)

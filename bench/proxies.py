@@ -1,0 +1,130 @@
+"""The gateway beside other proxies: CPU, memory and latency on the same machine in one run.
+
+``python -m bench.proxies`` takes 10 to 15 minutes, with ``--quick`` about 2. Peers are installed
+into ``.bench/``; results go to ``.bench/results.json``, with ``--record`` to ``docs/``, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from bench.proxy import browser, machine, report
+from bench.proxy.cases import CASES, FULL, QUICK, Case, CaseFailed, Effort
+from bench.proxy.contestants import (
+    FAILED_START,
+    PLANNERS,
+    contestants,
+    upstream,
+    versions,
+)
+from bench.proxy.figures import Figure
+from bench.proxy.peers import CACHE, ROOT, Missing
+from bench.proxy.report import CaseResult, Results
+from bench.proxy.running import Cores
+
+#: The contestants of a quick run: those that the figures to reach name, and the plain one.
+_QUICK: Final = (
+    "gateway",
+    "nginx",
+    "haproxy",
+    "traefik",
+    "caddy",
+    "configurable-http-proxy",
+    "aiohttp",
+)
+_FAILURES: Final = (*FAILED_START, CaseFailed, subprocess.TimeoutExpired)
+
+
+def run_case(
+    case: Case, names: Sequence[str], effort: Effort, port: int, cores: Cores
+) -> CaseResult:
+    """All rounds of one case; the order turns round every time."""
+    values: dict[str, dict[str, list[float]]] = {}
+    errors: dict[str, str] = {}
+    with contestants(names, port, cores, errors, direct=case.direct) as running:
+        for number in range(1 if case.once else effort.rounds):
+            order = running if number % 2 == 0 else running[::-1]
+            for contestant in order:
+                if contestant.name in errors:
+                    continue
+                try:
+                    if case.warm and number == 0 and not effort.quick:
+                        case.measure(contestant, replace(effort, seconds=1.0), cores)
+                    measured = case.measure(contestant, effort, cores)
+                except _FAILURES as exc:
+                    errors[contestant.name] = f"{type(exc).__name__}: {exc}"
+                    values.pop(contestant.name, None)
+                    continue
+                for key, value in measured.items():
+                    values.setdefault(contestant.name, {}).setdefault(key, []).append(value)
+    figures = {
+        name: {key: Figure(tuple(rounds)) for key, rounds in columns.items()}
+        for name, columns in values.items()
+    }
+    return CaseResult(case.key, case.title, case.metrics, figures, errors)
+
+
+def installed(names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Versions of the contestants there are, reasons for those there are not."""
+    found, missing = {}, {}
+    for name in PLANNERS:
+        if name not in names:
+            missing[name] = "left out by --quick or --only"
+            continue
+        try:
+            found[name] = versions(name)
+        except (Missing, OSError, LookupError) as exc:
+            missing[name] = str(exc)
+    return found, missing
+
+
+def run(options: argparse.Namespace) -> Results:
+    """Everything that the command line asks for."""
+    effort = QUICK if options.quick else FULL
+    effort = replace(effort, rounds=options.rounds or effort.rounds)
+    effort = replace(effort, seconds=options.seconds or effort.seconds)
+    cores = Cores.of_this_machine()
+    CACHE.mkdir(exist_ok=True)
+    found, missing = installed(options.only or (_QUICK if options.quick else list(PLANNERS)))
+    results = Results(machine.describe(cores), effort, found, missing)
+    report.print_preamble(results)
+    wanted = options.cases or [*(case.key for case in CASES), browser.KEY]
+    with upstream(cores.upstream) as port:
+        for case in CASES:
+            if case.key in wanted:
+                results.cases.append(run_case(case, list(found), effort, port, cores))
+                report.print_case(results.cases[-1])
+        if browser.KEY in wanted:
+            results.cases.append(browser.run(list(found), effort, cores))
+            report.print_case(results.cases[-1])
+    return results
+
+
+def main() -> None:
+    """Entry."""
+    keys = [*(case.key for case in CASES), browser.KEY]
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="about 2 minutes: one short round")
+    parser.add_argument("--rounds", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=0, help="of each measured window")
+    parser.add_argument("--cases", nargs="+", choices=keys, metavar="CASE", help=" ".join(keys))
+    parser.add_argument(
+        "--only", nargs="+", choices=PLANNERS, metavar="NAME", help=" ".join(PLANNERS)
+    )
+    parser.add_argument("--record", action="store_true", help="write the figures into docs/")
+    options = parser.parse_args()
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    results = run(options)
+    report.write(results, CACHE / "results.json")
+    if options.record:
+        report.record(results, ROOT / "docs")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Parts of ``bench.proxies``: peers, traffic, accounting and reports."""

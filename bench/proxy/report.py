@@ -1,0 +1,241 @@
+"""Tables for the terminal and the documentation, JSON, and the chart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from bench.proxy.cases import Effort, Metric
+from bench.proxy.chart import Panel, draw
+from bench.proxy.figures import Figure, ratios, shown
+
+SUBJECT: Final = "gateway"
+BASE: Final = "nginx"
+DIRECT: Final = "direct"
+_BEGIN: Final = "<!-- figures: written by `python -m bench.proxies --record` -->"
+_END: Final = "<!-- end of figures -->"
+
+Figures = dict[str, dict[str, Figure]]
+
+
+@dataclass(slots=True)
+class CaseResult:
+    """What one case measured, by contestant and metric, and who failed and why."""
+
+    key: str
+    title: str
+    metrics: tuple[Metric, ...]
+    figures: Figures
+    errors: dict[str, str]
+    #: Who has the ratio 1.
+    base: str = BASE
+
+    def ratios(self, metric: Metric) -> dict[str, float]:
+        """Ratios to the base."""
+        column = {name: row[metric.key] for name, row in self.figures.items()}
+        less = 0.0
+        if metric.added and DIRECT in column:
+            less = column[DIRECT].median
+        return ratios(column, self.base, less=less)
+
+
+@dataclass(slots=True)
+class Results:
+    """A whole run."""
+
+    machine: dict[str, str]
+    effort: Effort
+    versions: dict[str, str]
+    missing: dict[str, str]
+    cases: list[CaseResult] = field(default_factory=list)
+    taken_at: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d"))
+
+
+def verdict(result: CaseResult, metric: Metric) -> str:
+    """Whether the gateway has reached what it is to reach, in words; empty without a limit."""
+    if metric.reach is None or metric.goal is None or SUBJECT not in result.figures:
+        return ""
+    if metric.absolute:
+        value = result.figures[SUBJECT][metric.key].median
+        of = metric.unit
+    elif SUBJECT in (found := result.ratios(metric)):
+        value = found[SUBJECT]
+        of = f"x {result.base}"
+    else:
+        return ""
+    what = "missed"
+    if value <= metric.goal:
+        what = "goal met"
+    elif value <= metric.reach:
+        what = "reached"
+    return (
+        f"{metric.title}: {shown(value)} {of}; reach {metric.reach:g}, goal {metric.goal:g}: {what}"
+    )
+
+
+def table(result: CaseResult) -> list[list[str]]:
+    """The rows of a case's table, the head first, the cheapest contestant next."""
+    head = ["contestant"]
+    for metric in result.metrics:
+        head.append(f"{metric.title} [{metric.unit}]" if metric.unit else metric.title)
+        if not metric.informative:
+            head.append("min..max")
+        if _compared(metric):
+            head.append(f"x {result.base}")
+    key = result.metrics[0].key
+    names = sorted(result.figures, key=lambda name: result.figures[name][key].median)
+    rows = [head]
+    for name in names:
+        row = [name]
+        for metric in result.metrics:
+            figure = result.figures[name][metric.key]
+            row.append(shown(figure.median))
+            if not metric.informative:
+                row.append(f"{shown(figure.low)}..{shown(figure.high)}")
+            if _compared(metric):
+                ratio = result.ratios(metric).get(name)
+                row.append("" if ratio is None else f"{ratio:.2f}")
+        rows.append(row)
+    return rows
+
+
+def _compared(metric: Metric) -> bool:
+    """Whether a metric is given as a multiple, too."""
+    return not metric.informative and not metric.absolute
+
+
+# -- terminal --------------------------------------------------------------------------------------
+
+
+def print_preamble(results: Results) -> None:
+    """What is measured on, and what is missing."""
+    for name, text in results.machine.items():
+        print(f"{name}: {text}")
+    for name, text in results.versions.items():
+        print(f"  {name} {text}")
+    for name, reason in results.missing.items():
+        print(f"  NOT MEASURED: {name}: {reason}")
+
+
+def print_case(result: CaseResult) -> None:
+    """One table, and the verdicts."""
+    print(f"\n{result.title}")
+    rows = table(result)
+    widths = [max(len(row[n]) for row in rows) for n in range(len(rows[0]))]
+    for row in rows:
+        cells = [text.rjust(width) for text, width in zip(row, widths, strict=True)]
+        print("  " + "  ".join([row[0].ljust(widths[0]), *cells[1:]]))
+    for line in verdicts(result):
+        print(f"  -> {line}")
+    for name, error in result.errors.items():
+        print(f"  NOT MEASURED: {name}: {error}", flush=True)
+
+
+def verdicts(result: CaseResult) -> Iterator[str]:
+    """One line for every limit."""
+    return (line for metric in result.metrics if (line := verdict(result, metric)))
+
+
+# -- files -----------------------------------------------------------------------------------------
+
+
+def as_json(results: Results) -> dict[str, Any]:
+    """The whole run."""
+    return {
+        "taken_at": results.taken_at,
+        "machine": results.machine,
+        "effort": asdict(results.effort),
+        "versions": results.versions,
+        "missing": results.missing,
+        "cases": [
+            {
+                "key": result.key,
+                "title": result.title,
+                "metrics": [asdict(metric) for metric in result.metrics],
+                "contestants": {
+                    name: {
+                        metric.key: {
+                            "median": row[metric.key].median,
+                            "min": row[metric.key].low,
+                            "max": row[metric.key].high,
+                            "rounds": row[metric.key].values,
+                            "ratio": result.ratios(metric).get(name),
+                        }
+                        for metric in result.metrics
+                    }
+                    for name, row in result.figures.items()
+                },
+                "verdicts": list(verdicts(result)),
+                "errors": result.errors,
+            }
+            for result in results.cases
+        ],
+    }
+
+
+def write(results: Results, path: Path) -> None:
+    """Write JSON, and the chart beside it."""
+    path.write_text(json.dumps(as_json(results), indent=1) + "\n")
+    path.with_suffix(".svg").write_text(draw(panels(results)))
+    print(f"\nwritten: {path.name} and {path.with_suffix('.svg').name} in {path.parent.name}/")
+
+
+def record(results: Results, docs: Path) -> None:
+    """Put the run into the documentation."""
+    (docs / "performance.json").write_text(json.dumps(as_json(results), indent=1) + "\n")
+    (docs / "performance.svg").write_text(draw(panels(results)))
+    page = docs / "performance.md"
+    before, _, rest = page.read_text().partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    page.write_text(f"{before}{_BEGIN}\n\n{markdown(results)}\n{_END}{after}")
+
+
+#: What the chart shows: case, metric, title.
+_CHART: Final = (
+    ("get-1k", "cpu", "CPU per request, 1 KiB GET", "us"),
+    ("websocket", "cpu", "CPU per WebSocket echo", "us"),
+    ("download", "cpu", "CPU per GB downloaded", "s"),
+    ("idle", "memory", "memory per idle WebSocket", "KiB"),
+)
+
+
+def panels(results: Results) -> list[Panel]:
+    """The panels of the chart, as far as they were measured."""
+    by_key = {result.key: result for result in results.cases}
+    found = []
+    for key, metric, title, unit in _CHART:
+        if key in by_key and by_key[key].figures:
+            bars = [(name, row[metric].median) for name, row in by_key[key].figures.items()]
+            found.append(Panel(title, unit, sorted(bars, key=lambda bar: bar[1])))
+    return found
+
+
+def markdown(results: Results) -> str:
+    """Machine, versions and one table for each case."""
+    effort = results.effort
+    lines = [
+        f"Measured on {results.taken_at}: {effort.rounds} rounds, windows of "
+        f"{effort.seconds:g} s; medians.",
+        "",
+    ]
+    lines += [f"- {name}: {text}" for name, text in results.machine.items()]
+    named = (f"{name} {text}" for name, text in results.versions.items())
+    lines.append(f"- contestants: {'; '.join(named)}")
+    lines += [f"- **not measured**: {name}: {text}" for name, text in results.missing.items()]
+    for result in results.cases:
+        head, *rows = table(result)
+        lines += ["", f"### {result.title}", ""]
+        lines.append(f"| {' | '.join(head)} |")
+        lines.append("|---|" + "---:|" * (len(head) - 1))
+        for row in rows:
+            cells = [f"**{text}**" if row[0] == SUBJECT and text else text for text in row]
+            lines.append(f"| {' | '.join(cells)} |")
+        found = list(verdicts(result))
+        lines += ["", *(f"- {line}" for line in found)] if found else []
+        if result.errors:
+            lines += ["", *(f"- not measured: {n}: {e}" for n, e in result.errors.items())]
+    return "\n".join(lines) + "\n"
