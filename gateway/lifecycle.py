@@ -11,7 +11,7 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from gateway.errors import (
@@ -19,6 +19,7 @@ from gateway.errors import (
     Fenced,
     GatewayError,
     RegistryUnavailable,
+    SessionConflict,
     SessionNotFound,
     SpawnFailed,
 )
@@ -111,7 +112,7 @@ class Lifecycle:
         """
         self._creating.add(new.id)
         try:
-            registered = await self._registry.register(new, owner=self.replica.owner)
+            registered = await self._register(new)
             session = registered.session
             if registered.created:
                 log.info("session %s is registered (%d files)", new.id, len(new.files))
@@ -123,6 +124,22 @@ class Lifecycle:
         if not registered.created and session.state is State.SLEEPING:
             await self.wake(session.id, generation=session.generation)
         return registered
+
+    async def _register(self, new: NewSession) -> Registered:
+        """Register; an id whose session is just stopping is begun anew once that has stopped."""
+        for _ in range(2):
+            try:
+                registered = await self._registry.register(new, owner=self.replica.owner)
+            except SessionConflict:
+                session = await self._registry.session(new.id)
+                if session is None or session.state is not State.STOPPING:
+                    raise
+            else:
+                session = registered.session
+                if session.state is not State.STOPPING:
+                    return registered
+            await self._until_ended(session)
+        raise SessionConflict(new.id)
 
     def _begin(self, session: Session) -> None:
         """Start the dev server of a session that this replica owns, unless it is under way."""
@@ -315,7 +332,8 @@ class Lifecycle:
             session = await self._until_ended(session)
         return session, already
 
-    async def _until_ended(self, session: Session) -> Session:
+    async def _until_ended(self, stopping: Session) -> Session:
+        session = stopping
         limit = self._settings.stop_grace_seconds + self._settings.lease_seconds
         alive_check = max(1.0, self._settings.stop_grace_seconds)
         waited = 0.0
@@ -324,6 +342,9 @@ class Lifecycle:
                 session.id, lambda s: s.state is not State.STOPPING, seconds=alive_check
             )
             waited += alive_check
+            if session.generation != stopping.generation:
+                # It has ended, and somebody has begun it anew already.
+                return replace(stopping, state=stopping.stop_to or State.STOPPED)
             if session.state is State.STOPPING:
                 await self._sweeper.finish_for_dead_owner(session)
         return session

@@ -32,6 +32,8 @@ class ScriptedSpawner:
         self.reports: dict[SessionId, Reports] = {}
         self.go = asyncio.Event()
         self.go.set()
+        self.may_stop = asyncio.Event()
+        self.may_stop.set()
         self.failure: SpawnFailed | None = None
         self.news = asyncio.Event()
 
@@ -61,6 +63,7 @@ class ScriptedSpawner:
 
     async def stop(self, session_id: SessionId, *, generation: int | None = None) -> None:
         self.stopped.append((session_id, generation))
+        await self.may_stop.wait()
         if generation in (None, self.running.get(session_id)):
             self.running.pop(session_id, None)
         self.news.set()
@@ -206,6 +209,27 @@ async def test_a_stop_during_the_start_cancels_it(start: Start) -> None:
     session, _ = await b.life.stop(ID, reason="changed my mind")
     assert session.state is State.STOPPED
     assert a.life.owned == 0
+
+
+@pytest.mark.parametrize("digest", ["digest-1", "digest-2"], ids=["same content", "other"])
+async def test_a_create_that_meets_a_stop_under_way_begins_anew_after_it(
+    start: Start, digest: str
+) -> None:
+    a, b = await start("a"), await start("b")
+    await a.life.create(new_session())
+    first = await a.state(State.READY)
+    a.spawner.may_stop.clear()
+    stopping = asyncio.create_task(b.life.stop(ID, reason="enough"))
+    await b.state(State.STOPPING)
+    creating = asyncio.create_task(b.life.create(new_session(digest=digest)))
+    await asyncio.sleep(0.05)
+    assert not creating.done()
+    a.spawner.may_stop.set()
+    again = await creating
+    assert (await stopping)[0].state is State.STOPPED
+    assert again.created
+    assert again.session.generation > first.generation
+    await b.state(State.READY)
 
 
 async def test_stopping_what_never_existed_is_not_found(start: Start) -> None:
