@@ -11,20 +11,22 @@ import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import uvloop
 from pydantic_core import PydanticUndefined
 
 from gateway import __version__
-from gateway.app import Gateway, serve
 from gateway.client import Client, Event
 from gateway.errors import GatewayError, SettingsError, SpawnFailed
 from gateway.folder import Folder
 from gateway.settings import PREFIX, Settings, load_settings
 from gateway.telemetry import configure_logging
 from gateway.up import sentence, up
+
+if TYPE_CHECKING:
+    from gateway.app import Gateway
 
 _BAD_USAGE: Final = 2
 
@@ -61,13 +63,15 @@ def _parser() -> argparse.ArgumentParser:
         description="Dev servers at stable URLs, from any replica, with working HMR.",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(required=True, title="commands", metavar="COMMAND")
 
     command = commands.add_parser("serve", help="run a replica")
+    command.usage = "preview-gateway serve [SETTINGS]"
     _add_settings(command)
     command.set_defaults(command=_serve)
 
     command = commands.add_parser("up", help="show a folder live in a browser, until Ctrl-C")
+    command.usage = "preview-gateway up [--open] [--json] [SETTINGS] DIR"
     command.add_argument("dir", type=Path, metavar="DIR", help="folder with a package.json")
     command.add_argument("--open", action="store_true", help="open it in a browser")
     command.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -92,6 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=_stop)
 
     command = commands.add_parser("check-config", help="check the settings and print them")
+    command.usage = "preview-gateway check-config [--json] [SETTINGS]"
     _add_settings(command)
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(command=_check_config)
@@ -171,6 +176,8 @@ def _run(main: Coroutine[Any, Any, None]) -> int:
 
 
 def _serve(options: argparse.Namespace) -> int:
+    from gateway.app import serve  # not above: commands without a gateway start twice as fast
+
     settings = _settings(options)
     configure_logging(settings.log_level)
 
@@ -181,6 +188,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _up(options: argparse.Namespace) -> int:
+    from gateway.app import Gateway
+
     settings = _settings(options)
     configure_logging("warning")
     folder = Folder(options.dir)

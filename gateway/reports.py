@@ -45,6 +45,8 @@ class StreamReports:
         self._pending: deque[tuple[EventType, dict[str, Any]]] = deque()
         self._lines = 0
         self._dropped = 0
+        #: The session went on without this generation: nobody wants to hear of it any more.
+        self._over = False
         self._filled = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
@@ -59,6 +61,8 @@ class StreamReports:
 
     def log(self, lines: Sequence[str]) -> None:
         """Lines of output."""
+        if self._over:
+            return
         for start in range(0, len(lines), MAX_ENTRY_LINES):
             part = list(lines[start : start + MAX_ENTRY_LINES])
             last = self._pending[-1] if self._pending else None
@@ -90,16 +94,24 @@ class StreamReports:
         await asyncio.gather(self._task, return_exceptions=True)
 
     def _add(self, kind: EventType, data: dict[str, Any]) -> None:
+        if self._over:
+            return
         self._pending.append((kind, data))
         self._drained.clear()
         self._filled.set()
 
     def _shed(self) -> None:
-        while self._lines > MAX_PENDING_LINES:
-            kind, data = self._pending.popleft()
-            if kind == "log":
+        """Drop the oldest lines that are too many; phases are few, and stay."""
+        if self._lines <= MAX_PENDING_LINES:
+            return
+        kept: deque[tuple[EventType, dict[str, Any]]] = deque()
+        for kind, data in self._pending:
+            if kind == "log" and self._lines > MAX_PENDING_LINES:
                 self._lines -= len(data["lines"])
                 self._dropped += len(data["lines"])
+            else:
+                kept.append((kind, data))
+        self._pending = kept
 
     async def _write(self) -> None:
         pause = _GATHER_SECONDS
@@ -116,6 +128,7 @@ class StreamReports:
                     await self._registry.append(self._id, kind, data, generation=self._generation)
                     pause = _GATHER_SECONDS
                 except (Fenced, SessionNotFound):
+                    self._over = True
                     self._pending.clear()
                     self._drained.set()
                     return
