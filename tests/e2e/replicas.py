@@ -140,12 +140,13 @@ class Api:
         answer = await self.ask(method, path, json=body, headers=headers, seconds=seconds)
         return answer.status, answer.body
 
-    async def ask(self, method: str, path: str, *, seconds: float = 60.0, **options: Any) -> Answer:
-        """A call with any further options of aiohttp's ``request``."""
+    async def ask(
+        self, method: str, path: str, *, port: int = 0, seconds: float = 60.0, **options: Any
+    ) -> Answer:
+        """A call, perhaps to another port, with further options of aiohttp's ``request``."""
         timeout = aiohttp.ClientTimeout(total=seconds)
-        async with self._http.request(
-            method, self.url + path, timeout=timeout, **options
-        ) as response:
+        url = f"http://{self.replica.host}:{port}" if port else self.url
+        async with self._http.request(method, url + path, timeout=timeout, **options) as response:
             body: Any = await response.text()
             if "json" in response.content_type:
                 body = json.loads(body)
