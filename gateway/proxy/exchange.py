@@ -115,13 +115,7 @@ class Exchange:
         if upstream is not None:
             self._send(upstream)
         else:
-            self._wait_for_connection()
-
-    def _wait_for_connection(self) -> None:
-        session_id = self.place.session_id
-        self._wait(
-            self._connect() if session_id is None else self._find_route(SessionId(session_id))
-        )
+            self._wait()
 
     def _aim_at(self, entry: Entry) -> None:
         pool = self._pool = self.plane.pool(entry)
@@ -192,14 +186,19 @@ class Exchange:
 
     # -- waiting ---------------------------------------------------------------------------------
 
-    def _wait(self, coroutine: Any) -> None:
+    def _wait(self) -> None:
+        """Let a task find the route and a connection."""
         self._task = asyncio.create_task(
-            self._guarded(coroutine), name=f"exchange {self.place.session_id or 'control'}"
+            self._connect_anyhow(), name=f"exchange {self.place.session_id or 'control'}"
         )
 
-    async def _guarded(self, coroutine: Any) -> None:
+    async def _connect_anyhow(self) -> None:
+        session_id = self.place.session_id
         try:
-            await coroutine
+            if session_id is None:
+                await self._connect()
+            else:
+                await self._find_route(SessionId(session_id))
         except GatewayError as exc:
             self.fail(exc)
         except Exception:
@@ -383,7 +382,7 @@ class Exchange:
         ):
             # The pooled connection was closed as the request went out: once more on a new one.
             self._fresh = True
-            self._wait_for_connection()
+            self._wait()
             return
         why = f" ({exc})" if exc is not None else ""
         self.fail(

@@ -257,7 +257,7 @@ class ClientConnection(asyncio.Protocol):
             and head.keep_alive
             and not head.http10
             and not head.upgrade
-            and not (self._receiving and self.parser.in_message)
+            and self._is_complete
             and not self.is_last
         )
         all_fields = [*fields, ("X-Preview-Replica", self.plane.settings.replica)]
@@ -294,6 +294,11 @@ class ClientConnection(asyncio.Protocol):
             content_type="application/problem+json",
             retry_after=retry_after,
         )
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether the end of the request under way has come in."""
+        return not self._receiving or END in self.parser.events
 
     @property
     def is_last(self) -> bool:

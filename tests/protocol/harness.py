@@ -23,6 +23,7 @@ import struct
 import tempfile
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -212,6 +213,14 @@ class Peer:
                     left = transport.get_write_buffer_size()
                     moved = asyncio.get_running_loop().time()
         return waiting + len(data) - left
+
+    def pause(self) -> None:
+        """Read nothing more."""
+        cast("asyncio.Transport", self.writer.transport).pause_reading()
+
+    def resume(self) -> None:
+        """Read again."""
+        cast("asyncio.Transport", self.writer.transport).resume_reading()
 
     def end(self) -> None:
         """End this side (FIN), go on reading."""
@@ -433,6 +442,14 @@ class Gateway:
         entry = self.routes.get(session_id, self.plane.now())
         assert entry is not None
         return self.plane.pool(entry)
+
+    @property
+    def held(self) -> int:
+        """Bytes that wait in the gateway's transports, kernel not included."""
+        clients = chain(self.listener.connections, self.listener.tunnels)
+        servers = chain.from_iterable(pool._open for pool in self.plane.pools)
+        transports = [c.transport for c in clients] + [c.transport for c in servers]
+        return sum(transport.get_write_buffer_size() for transport in transports)
 
     async def drain(self) -> None:
         """Close the listener as SIGTERM does."""
