@@ -21,7 +21,7 @@ import os
 import socket
 import struct
 import tempfile
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -157,7 +157,11 @@ class FakeWaker:
 
     def __init__(self) -> None:
         self.woken: list[tuple[str, int]] = []
+        self.touched: set[str] = set()
         self.on_wake: Callable[[], bool] = lambda: False
+
+    async def touch(self, session_ids: Collection[SessionId]) -> None:
+        self.touched.update(session_ids)
 
     async def wake(self, session_id: SessionId, *, generation: int) -> bool:
         self.woken.append((session_id, generation))
