@@ -118,6 +118,7 @@ class Exchange:
             self._wait()
 
     def _aim_at(self, entry: Entry) -> None:
+        self.plane.active.add(entry.route.id)
         pool = self._pool = self.plane.pool(entry)
         self._out = self.place.preview_head(self.head, pool, entry.route)
 
@@ -450,15 +451,16 @@ class Exchange:
         )
         self._write(out)
         self.plane.stats.count(101)
-        self.client.become_tunnel()
-        tunnel.join(
+        side = tunnel.join(
             self.client.transport,
             upstream.detach(),
             to_client=upstream.parser.tail,
             to_upstream=self.client.parser.tail,
             client_closed=self.client.tunnel_closed,
             upstream_closed=upstream.gone,
+            websocket=response.upgrade.lower() == b"websocket",
         )
+        self.client.become_tunnel(side, self.place.session_id)
 
     def _switch_problem(self, response: ResponseHead) -> str:
         head, token = self.head, response.upgrade.lower()

@@ -15,13 +15,14 @@ import struct
 from collections.abc import Iterable
 from typing import Any, Final, cast
 
-from gateway.errors import SessionNotFound
+from gateway.errors import RegistryUnavailable, SessionNotFound
 from gateway.proxy import http1
 from gateway.proxy.exchange import Exchange, forbidden_origin
 from gateway.proxy.http1 import END, Malformed, RequestHead, RequestParser
 from gateway.proxy.place import CONTROL, is_internal
 from gateway.proxy.plane import DataPlane
-from gateway.session import is_session_id
+from gateway.proxy.tunnel import TunnelSide
+from gateway.session import SessionId, is_session_id
 
 log: Final = logging.getLogger(__name__)
 
@@ -36,6 +37,8 @@ _LINGER_SECONDS: Final = 5.0
 #: A client that has ended its side gets its answer within this time; most have just left.
 _HALF_CLOSED_SECONDS: Final = 10.0
 _SWEEP_SECONDS: Final = 1.0
+#: How often traffic is noted; idle times are minutes.
+_ACTIVITY_SECONDS: Final = 1.0
 _ABORT_SECONDS: Final = 1.0
 #: SO_LINGER on, with no time: closing is a reset.
 _RESET: Final = struct.pack("ii", 1, 0)
@@ -58,6 +61,8 @@ class ClientConnection(asyncio.Protocol):
         "_reading_paused",
         "_receiving",
         "_thrown_away",
+        "_tunnel",
+        "_tunnel_of",
         "_unsent",
         "_writing_paused",
         "closing_soon",
@@ -96,6 +101,8 @@ class ClientConnection(asyncio.Protocol):
         self._receiving = False
         self._reading_paused = False
         self._writing_paused = False
+        self._tunnel: TunnelSide | None = None
+        self._tunnel_of: str | None = None
         #: Bytes that had not been sent when the deadline passed last.
         self._unsent = 0
 
@@ -416,10 +423,17 @@ class ClientConnection(asyncio.Protocol):
 
     # -- tunnels ---------------------------------------------------------------------------------
 
-    def become_tunnel(self) -> None:
+    def become_tunnel(self, side: TunnelSide, session_id: str | None) -> None:
         """The connection speaks another protocol from now on."""
         self.exchange = None
+        self._tunnel = side
+        self._tunnel_of = session_id
         self._listener.became_tunnel(self)
+
+    def note_activity(self, active: set[str]) -> None:
+        """Add the tunnel's session to ``active`` if it was used since the last call."""
+        if self._tunnel is not None and self._tunnel.take_activity() and self._tunnel_of:
+            active.add(self._tunnel_of)
 
     def tunnel_closed(self) -> None:
         """The tunnel has ended."""
@@ -434,7 +448,7 @@ class Listener:
         self.connections: set[ClientConnection] = set()
         self.tunnels: set[ClientConnection] = set()
         self._server: asyncio.Server | None = None
-        self._sweeper: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         #: Set, while closing, when no connection is left but tunnels, and when none is left.
         self._drained = asyncio.Event()
         self._empty = asyncio.Event()
@@ -471,7 +485,10 @@ class Listener:
         self._server = await loop.create_server(
             lambda: ClientConnection(self), sock=sock, backlog=4096
         )
-        self._sweeper = asyncio.create_task(self._sweep(), name="deadline sweep")
+        self._tasks = [
+            asyncio.create_task(self._sweep(), name="deadline sweep"),
+            asyncio.create_task(self._report_activity(), name="activity"),
+        ]
 
     async def close(self, *, drain_seconds: float) -> None:
         """Stop accepting, let requests under way finish, close the rest. Idempotent."""
@@ -490,9 +507,9 @@ class Listener:
             # Without a Close frame: a clean close leaves the HMR client of Vite 5 and older dead.
             connection.transport.abort()
         await _within(_ABORT_SECONDS, self._empty)
-        if self._sweeper is not None:
-            self._sweeper.cancel()
-            await asyncio.gather(self._sweeper, return_exceptions=True)
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
         for pool in tuple(self.plane.pools):
             pool.retire()
 
@@ -504,6 +521,22 @@ class Listener:
                 if connection.deadline < now:
                     connection.expire()
             self.plane.sweep_pools()
+
+    async def _report_activity(self) -> None:
+        """Note traffic in the registry, in batches; the owners decide by it who sleeps."""
+        plane = self.plane
+        while True:
+            await asyncio.sleep(_ACTIVITY_SECONDS)
+            for connection in self.tunnels:
+                connection.note_activity(plane.active)
+            if not plane.active:
+                continue
+            active, plane.active = plane.active, set()
+            try:
+                await plane.waker.touch([SessionId(session_id) for session_id in active])
+            except RegistryUnavailable as exc:
+                plane.active |= active
+                log.warning("traffic of %d sessions is noted later: %s", len(active), exc)
 
 
 async def _within(seconds: float, event: asyncio.Event) -> bool:

@@ -50,6 +50,8 @@ class DataPlane:
         )
         self.replica_field = f"X-Preview-Replica: {settings.replica}\r\n".encode()
         self.pools: set[Pool] = set()
+        #: Sessions with traffic since it was last noted in the registry.
+        self.active: set[str] = set()
         self.control = Pool(
             unix_connect(control_socket),
             name="the control plane",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final, NoReturn, Protocol
 
@@ -28,7 +28,10 @@ _STALE_SECONDS: Final = 1.0
 
 
 class Waker(Protocol):
-    """Brings a session's dev server back; implemented by the life cycle."""
+    """Keeps dev servers running and brings them back; implemented by the life cycle."""
+
+    async def touch(self, session_ids: Collection[SessionId]) -> None:
+        """Note that these sessions have traffic. Raises RegistryUnavailable."""
 
     async def wake(self, session_id: SessionId, *, generation: int) -> bool:
         """See to it that a dev server newer than ``generation`` is on its way.
