@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import time
 from collections.abc import AsyncIterator
@@ -32,6 +33,14 @@ def dev_servers(session_id: str) -> list[psutil.Process]:
         if mark.partition(".")[0] == session_id:
             found.append(process)
     return found
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; one that has ended and only waits for init to notice does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 async def status_of(http: aiohttp.ClientSession, url: str) -> tuple[int, str]:
@@ -82,7 +91,7 @@ async def test_a_session_is_registered_and_read_back_before_anything_is_spawned(
 
 
 async def test_sigterm_leaves_no_process_socket_or_file_behind(
-    store: Store, tmp_path: Path, data_dir: Path, http: aiohttp.ClientSession, monkeypatch: Any
+    store: Store, tmp_path: Path, data_dir: Path, http: aiohttp.ClientSession
 ) -> None:
     scratch = tmp_path / "tmp"
     scratch.mkdir()
@@ -95,7 +104,7 @@ async def test_sigterm_leaves_no_process_socket_or_file_behind(
         assert children
         assert await replica.stop() == 0
     assert dev_servers(session["id"]) == []
-    assert [child for child in children if child.is_running()] == []
+    assert [child for child in children if is_alive(child)] == []
     assert list(scratch.iterdir()) == []
     workspaces = data_dir / "workspaces"
     assert not [path for path in workspaces.iterdir() if path.name.startswith(session["id"])]
@@ -259,3 +268,45 @@ async def test_two_replicas_with_one_data_directory_share_their_sessions(
     assert status == 404, "the dev server's own answer: it knows no such path"
     _, known = await b.call("GET", f"/api/v1/sessions/{session['id']}")
     assert known["state"] == "ready"
+
+
+async def hmr_socket(http: aiohttp.ClientSession, url: str) -> aiohttp.ClientWebSocketResponse:
+    """Vite's HMR socket through the gateway, as a program reaches it."""
+    socket = await http.ws_connect(url, autoping=False, max_msg_size=0)
+    assert (await socket.receive_json(timeout=10))["type"] == "connected"
+    return socket
+
+
+@pytest.mark.parametrize("environ", [{"GATEWAY_LEASE_SECONDS": "1"}], ids=["lease of 1 s"])
+async def test_an_open_page_that_only_sends_keep_alives_lets_its_preview_sleep(
+    pair: Pair, http: aiohttp.ClientSession
+) -> None:
+    body = {"files": project(VITE), "idleSeconds": 3}
+    session = await pair.a.create(body, ready=True)
+    path = f"/preview/{session['id']}"
+    socket = await hmr_socket(http, f"{pair.b.url}{path}/hmr")
+
+    async def talk(message: str, until: float) -> str:
+        """Say ``message`` twice a second; the state at the end."""
+        state = ""
+        while time.monotonic() < until and state != "sleeping":
+            if not socket.closed:
+                await socket.send_str(message)
+            await asyncio.sleep(0.5)
+            _, now = await pair.a.call("GET", f"/api/v1/sessions/{session['id']}")
+            state = now["state"]
+        return state
+
+    busy = json.dumps({"type": "custom", "event": "app:hello", "data": 1})
+    assert await talk(busy, time.monotonic() + 7) == "ready", "what an app says is traffic"
+    ping = json.dumps({"type": "ping"}, separators=(",", ":"))
+    assert await talk(ping, time.monotonic() + 30) == "sleeping", "keep-alives are none"
+    assert dev_servers(session["id"]) == []
+    async with asyncio.timeout(10):  # the browser's client reconnects when its socket is lost
+        message = await socket.receive()
+    assert message.type in (aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR)
+
+    status, text = await status_of(http, f"{pair.b.url}{path}/")
+    assert (status, "Vite 7" in text) == (200, True)
+    _, now = await pair.a.call("GET", f"/api/v1/sessions/{session['id']}")
+    assert (now["state"], now["generation"] > session["generation"]) == ("ready", True)
