@@ -419,7 +419,11 @@ class Gateway:
         """A new connection to the gateway."""
         sock = _socket()
         async with asyncio.timeout(LIMIT_SECONDS):
-            await asyncio.get_running_loop().sock_connect(sock, self._address)
+            try:
+                await asyncio.get_running_loop().sock_connect(sock, self._address)
+            except BaseException:
+                sock.close()
+                raise
             client = Client(*await asyncio.open_connection(sock=sock, limit=_STREAM_LIMIT))
         self._clients.append(client)
         return client

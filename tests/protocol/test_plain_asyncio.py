@@ -1,0 +1,34 @@
+"""The same under the loop of the standard library, which Windows and debuggers use."""
+
+from __future__ import annotations
+
+import asyncio
+
+from tests.protocol import test_flow, test_malformed, test_requests, test_responses, test_upgrades
+
+
+async def test_the_loop_is_the_plain_one() -> None:
+    assert type(asyncio.get_running_loop()).__module__.startswith("asyncio.")
+
+
+test_content = test_requests.test_content_of_known_length_arrives
+test_waiting_content = test_requests.test_content_waits_while_the_route_is_being_found
+test_chunks = test_responses.test_chunks_are_passed_on_one_by_one
+test_until_close = test_responses.test_content_until_the_end_is_sent_in_chunks
+test_early_answer = test_responses.test_an_early_answer_to_an_unfinished_upload_arrives
+test_stale = test_responses.test_a_get_on_a_stale_connection_is_retried_once
+test_truncated = test_responses.test_a_truncated_response_is_seen_as_such
+test_old_truncated = test_responses.test_an_old_client_notices_a_truncated_response
+test_gone = test_responses.test_nothing_is_left_of_a_client_that_goes
+test_half_closed_client = test_responses.test_a_client_that_ended_its_side_gets_its_answers
+test_tunnel = test_upgrades.test_bytes_flow_both_ways
+test_early_bytes = test_upgrades.test_bytes_behind_the_heads_are_the_first_of_the_tunnel
+test_half_close = test_upgrades.test_an_end_of_stream_is_passed_on
+test_death = test_upgrades.test_the_death_of_one_side_closes_the_other
+test_deaf_side = test_upgrades.test_a_side_that_takes_nothing_does_not_keep_the_tunnel
+test_unanswered = test_upgrades.test_an_unanswered_upgrade_times_out_and_ends_without_a_reset
+test_pipeline = test_malformed.test_fault_8_what_waits_is_bounded
+test_slow_reader = test_flow.test_a_slow_reader_holds_the_dev_server_back
+test_slow_upload = test_flow.test_a_slow_dev_server_holds_the_upload_back
+test_drain = test_flow.test_a_drain_lets_requests_finish_and_closes_what_is_idle
+test_drained_tunnel = test_flow.test_a_drain_cuts_tunnels_without_a_close_frame
