@@ -100,18 +100,11 @@ class SessionApi:
         settings = self._settings
         session_id = parse_session_id(body.id) if body.id else new_session_id()
         files = body.contents()
-        named = parse_target(body.target) if body.target else None
-        recipe = body.recipe(str(named or ""))
+        target = parse_target(body.target) if body.target else None
+        recipe = body.recipe(str(target or ""))
         self._check_visibility(body.visibility)
-        endpoint = None
-        if named:
-            if files or body.command or body.framework or body.env:
-                raise BadRequest(
-                    "a target session runs elsewhere: leave files, command, framework and env out"
-                )
-            endpoint = await resolve_target(named, settings)
-        else:
-            self._check(recipe, files)
+        self._check(recipe, files)
+        endpoint = await resolve_target(target, settings) if target else None
         registered = await self._lifecycle.create(
             NewSession(
                 id=session_id,
@@ -132,6 +125,12 @@ class SessionApi:
 
     def _check(self, recipe: Recipe, files: Mapping[str, bytes]) -> None:
         """Refuse at once what can be known to fail."""
+        if recipe.target:
+            if files or recipe.command or recipe.framework or recipe.env:
+                raise BadRequest(
+                    "a target session runs elsewhere: leave files, command, framework and env out"
+                )
+            return
         if self._settings.spawner == "none":
             raise BadRequest("this gateway starts no dev servers: create sessions with a target")
         if not files and not recipe.command:

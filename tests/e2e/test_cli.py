@@ -322,13 +322,17 @@ async def test_up_speaks_json_and_joins_a_gateway_that_serves(
 ) -> None:
     port = serving.rpartition(":")[2]
     async with started(settings, "up", str(app), "--port", port, "--json") as command:
+        await command.until('"registered"')
+        (app / "early.js").write_text("export default 1;\n")  # perhaps before it is watched
         await command.until('"ready"')
+        await command.until('"synced".*early.js')
         said = [json.loads(line) for line in command.out]
         events = [line["event"] for line in said]
         assert events[0] == "registered", "nothing is served here: one serves already"
         assert {"phase", "ready"} <= set(events)
         session_id = said[0]["session"]["id"]
-        assert said[-1]["previewUrl"] == f"{serving}/preview/{session_id}/"
+        (ready,) = [line for line in said if line["event"] == "ready"]
+        assert ready["previewUrl"] == f"{serving}/preview/{session_id}/"
 
         client = ("--url", serving)
         _, listed, _ = await run(settings, "ls", *client, "--json")

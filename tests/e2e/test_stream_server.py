@@ -10,9 +10,9 @@ from typing import Final
 import pytest
 import redis.asyncio
 from aiohttp import web
-from aiohttp.test_utils import TestServer
 
 from gateway.api.events import EventStreams
+from gateway.api.problems import problem_middleware
 from gateway.registry.base import NewSession
 from gateway.registry.redis_store import RedisRegistry
 from gateway.session import Endpoint, Recipe, SessionId
@@ -58,11 +58,18 @@ async def streams(store: Store, *, heartbeat: float) -> AsyncIterator[tuple[str,
     async def events(request: web.Request) -> web.StreamResponse:
         return await served.respond(request, session_id, after="0")
 
-    app = web.Application()
+    app = web.Application(middlewares=[problem_middleware])
     app.router.add_get("/", events)
-    async with TestServer(app, host="127.0.0.1") as server:
-        yield str(server.make_url("/")), closing
-    await registry.close()
+    # As the gateway does it; a TestServer would cancel the handler when the client goes.
+    runner = web.AppRunner(app, access_log=None, shutdown_timeout=1.0)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        host, port = runner.addresses[0]
+        yield f"http://{host}:{port}/", closing
+    finally:
+        await runner.cleanup()
+        await registry.close()
 
 
 async def until_subscribers(store: Store, expected: int) -> None:
