@@ -281,7 +281,7 @@ async def hmr_socket(http: aiohttp.ClientSession, url: str) -> aiohttp.ClientWeb
 async def test_an_open_page_that_only_sends_keep_alives_lets_its_preview_sleep(
     pair: Pair, http: aiohttp.ClientSession
 ) -> None:
-    body = {"files": project(VITE), "idleSeconds": 3}
+    body = {"files": project(VITE), "idleSeconds": 5}
     session = await pair.a.create(body, ready=True)
     path = f"/preview/{session['id']}"
     socket = await hmr_socket(http, f"{pair.b.url}{path}/hmr")
@@ -298,9 +298,9 @@ async def test_an_open_page_that_only_sends_keep_alives_lets_its_preview_sleep(
         return state
 
     busy = json.dumps({"type": "custom", "event": "app:hello", "data": 1})
-    assert await talk(busy, time.monotonic() + 7) == "ready", "what an app says is traffic"
+    assert await talk(busy, time.monotonic() + 8) == "ready", "what an app says is traffic"
     ping = json.dumps({"type": "ping"}, separators=(",", ":"))
-    assert await talk(ping, time.monotonic() + 30) == "sleeping", "keep-alives are none"
+    assert await talk(ping, time.monotonic() + 40) == "sleeping", "keep-alives are none"
     assert dev_servers(session["id"]) == []
     async with asyncio.timeout(10):  # the browser's client reconnects when its socket is lost
         message = await socket.receive()
