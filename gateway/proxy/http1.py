@@ -22,6 +22,7 @@ import base64
 import binascii
 import hashlib
 import re
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -219,7 +220,7 @@ class _Fields:
                 self.special.pop(name, None)
 
 
-class _MessageParser:
+class _MessageParser(ABC):
     """What requests and responses share: feeding llhttp, limits, content of known length."""
 
     __slots__ = (
@@ -407,14 +408,17 @@ class _MessageParser:
 
     # -- what differs ----------------------------------------------------------------------------
 
+    @abstractmethod
     def _new_llhttp(self) -> Any:
-        raise NotImplementedError
+        """A llhttp that calls this parser back."""
 
+    @abstractmethod
     def _new_fields(self) -> _Fields:
-        raise NotImplementedError
+        """An empty collection of fields."""
 
+    @abstractmethod
     def _new_head(self) -> RequestHead | ResponseHead:
-        raise NotImplementedError
+        """The head that has come in, checked; raises _Refusal."""
 
 
 class RequestParser(_MessageParser):
@@ -679,9 +683,9 @@ def response_head(
     lines = [b"HTTP/1.1 %d %b" % (head.status, head.reason)]
     lines += head.lines
     special = head.special
-    for name in _RESPONSE_REWRITTEN:
-        if name in special:
-            lines.append(b"%b: %b" % (name, special[name]))
+    for lower, name in _RESPONSE_REWRITTEN:
+        if lower in special:
+            lines.append(name + special[lower])
     if chunked:
         lines.append(b"Transfer-Encoding: chunked")
     elif b"content-length" in special and head.status >= 200 and head.status != 204:
@@ -696,7 +700,10 @@ def response_head(
     return b"\r\n".join(lines)
 
 
-_RESPONSE_REWRITTEN: Final = (b"location", b"access-control-allow-origin")
+_RESPONSE_REWRITTEN: Final = (
+    (b"location", b"Location: "),
+    (b"access-control-allow-origin", b"Access-Control-Allow-Origin: "),
+)
 
 
 def switching_head(head: ResponseHead, *, upgrade: bytes, protocol: bytes, extra: bytes) -> bytes:

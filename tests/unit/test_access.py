@@ -1,0 +1,124 @@
+"""Who may: tokens, origins, host names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.proxy import access as access_module
+from gateway.proxy.access import Access
+from gateway.proxy.http1 import RequestHead, RequestParser
+
+TOKEN = "0123456789abcdef0123"
+
+
+def access(**changes: Any) -> Access:
+    defaults: dict[str, Any] = {
+        "tokens": (),
+        "allowed_origins": ("https://app.example",),
+        "public_url": "",
+        "preview_domain": "",
+        "listen_host": "127.0.0.1",
+    }
+    return Access(**{**defaults, **changes})
+
+
+def head(*lines: bytes, method: bytes = b"GET", host: bytes = b"gateway:80") -> RequestHead:
+    parser = RequestParser(max_head=65536, max_target=32768)
+    parser.feed(b"\r\n".join((method + b" / HTTP/1.1", b"Host: " + host, *lines)) + b"\r\n\r\n")
+    first = parser.events[0]
+    assert isinstance(first, RequestHead)
+    return first
+
+
+@pytest.mark.parametrize(
+    ("value", "ours"),
+    [
+        (b"Bearer " + TOKEN.encode(), True),
+        (b"bearer   " + TOKEN.encode(), True),
+        (b"Bearer " + TOKEN.encode() + b"x", False),
+        (b"Bearer", False),
+        (b"Basic " + TOKEN.encode(), False),
+        (TOKEN.encode(), False),
+    ],
+)
+def test_only_a_bearer_token_of_ours_counts(value: bytes, ours: bool) -> None:
+    request = head(b"Authorization: " + value)
+    assert access(tokens=[TOKEN, "another-token-0123"]).carries_token(request) is ours
+    assert not access().carries_token(request)
+
+
+def test_no_authorization_is_no_token() -> None:
+    assert not access(tokens=[TOKEN]).carries_token(head())
+
+
+@pytest.mark.parametrize(
+    ("origin", "allowed"),
+    [
+        (b"http://gateway:80", True),
+        (b"https://gateway:80", True),
+        (b"https://app.example", True),
+        (b"https://public.example", True),
+        (b"http://app.example", False),
+        (b"http://gateway", False),
+        (b"http://gateway:81", False),
+        (b"null", False),
+        (b"", False),
+    ],
+)
+def test_unsafe_requests_come_from_the_same_origin_or_a_configured_one(
+    origin: bytes, allowed: bool
+) -> None:
+    rules = access(public_url="https://public.example")
+    line = b"Origin: " + origin
+    upgrade = (b"Connection: upgrade", b"Upgrade: foo")
+    assert rules.origin_allowed(head(line, method=b"POST")) is allowed
+    assert rules.origin_allowed(head(line, *upgrade)) is allowed
+    assert rules.origin_allowed(head(line))
+    assert rules.origin_allowed(head(line, method=b"OPTIONS"))
+
+
+def test_what_no_page_has_made_passes() -> None:
+    assert access().origin_allowed(head(method=b"DELETE"))
+
+
+@pytest.mark.parametrize(
+    ("host", "own"),
+    [
+        (b"localhost", True),
+        (b"LocalHost:8080", True),
+        (b"anything.localhost:8080", True),
+        (b"127.0.0.1:8080", True),
+        (b"10.1.2.3", True),
+        (b"[::1]:8080", True),
+        (b"gateway.example", True),
+        (b"public.example:443", True),
+        (b"previews.example:8080", True),
+        (b"abc.previews.example", True),
+        (b"evil.example", False),
+        (b"localhost.evil.example", False),
+        (b"notpreviews.example", False),
+        (b"[evil]", False),
+        (b"1.2.3.4.evil", False),
+    ],
+)
+def test_without_tokens_only_names_of_our_own_are_served(host: bytes, own: bool) -> None:
+    names: dict[str, Any] = {
+        "public_url": "https://public.example:8443/",
+        "preview_domain": "previews.example:8080",
+        "listen_host": "gateway.example",
+    }
+    rules = access(**names)
+    assert rules.host_allowed(host) is own
+    assert rules.host_allowed(host) is own  # remembered
+    assert access(**names, tokens=[TOKEN]).host_allowed(host)
+
+
+def test_few_names_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(access_module, "_MAX_HOSTS", 3)
+    rules = access()
+    for number in range(10):
+        assert not rules.host_allowed(b"evil-%d.example" % number)
+        assert rules.host_allowed(b"localhost")
+    assert len(rules._known_hosts) <= 3

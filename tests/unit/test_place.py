@@ -1,0 +1,274 @@
+"""Which preview a target and a host name mean, and the words it is asked in."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gateway.proxy.http1 import RequestHead, RequestParser, ResponseHead, ResponseParser
+from gateway.proxy.place import CONTROL, Place, Places, is_internal
+from gateway.proxy.upstream import Pool
+from gateway.session import Hmr, Route, SessionId, State
+
+ID = SessionId("abcdef0123456789")
+BASE = b"/preview/" + ID.encode() + b"/"
+
+
+def head(target: bytes, *lines: bytes, host: bytes = b"localhost") -> RequestHead:
+    parser = RequestParser(max_head=65536, max_target=32768)
+    start = b"GET " + target + b" HTTP/1.1"
+    parser.feed(b"\r\n".join((start, b"Host: " + host, *lines)) + b"\r\n\r\n")
+    first = parser.events[0]
+    assert isinstance(first, RequestHead)
+    return first
+
+
+def place(target: bytes, *, domain: str = "", host: bytes = b"localhost") -> Place:
+    return Places(domain).of(head(target, host=host))
+
+
+async def no_connection(_: Any) -> None: ...
+
+
+@pytest.fixture
+async def pool() -> Pool:
+    return Pool(
+        no_connection,
+        name="x",
+        connect_timeout_seconds=1,
+        max_connections=1,
+        max_head=1,
+        host=b"localhost:5173",
+        origin=b"http://localhost:5173",
+    )
+
+
+def route(hmr: Hmr | None = None) -> Route:
+    return Route(ID, 1, 1, State.READY, base=BASE.decode(), hmr=hmr or Hmr())
+
+
+@pytest.mark.parametrize(
+    ("target", "rest"),
+    [
+        (BASE, b""),
+        (BASE + b"a/b?c=/d", b"a/b?c=/d"),
+        (BASE + b"/double", b"/double"),
+        (BASE + b"?q", b"?q"),
+        (BASE + b"../x", b"../x"),
+    ],
+)
+def test_a_path_names_a_preview(target: bytes, rest: bytes) -> None:
+    found = place(target)
+    assert (found.session_id, found.base, found.rest, found.misplaced) == (ID, BASE, rest, False)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        b"/",
+        b"/api/v1/sessions",
+        b"/Preview/" + ID.encode() + b"/",
+        b"/%70review/" + ID.encode() + b"/",
+        b"//preview/" + ID.encode() + b"/",
+        b"/previews/" + ID.encode() + b"/",
+        b"/x?/preview/" + ID.encode() + b"/",
+    ],
+)
+def test_everything_else_is_for_the_control_plane(target: bytes) -> None:
+    assert place(target) is CONTROL
+
+
+@pytest.mark.parametrize("name", [b"", b"short", b"UPPERCASE-0", b"a" * 41, b"abcdef%2d123", b".."])
+def test_what_is_no_id_is_kept_as_it_is(name: bytes) -> None:
+    found = place(b"/preview/" + name + b"/x")
+    assert found.session_id == name.decode()
+    assert found.reserved is None
+
+
+@pytest.mark.parametrize(
+    ("target", "moved"),
+    [
+        (BASE[:-1], BASE),
+        (BASE[:-1] + b"?a=/b", BASE + b"?a=/b"),
+        (BASE, None),
+        (BASE + b"x", None),
+    ],
+)
+def test_a_missing_slash_is_noticed(target: bytes, moved: bytes | None) -> None:
+    request = head(target)
+    found = Places("").moved(request, place(target))
+    assert found == (None if moved is None else moved.decode())
+
+
+@pytest.mark.parametrize(
+    ("rest", "reserved"),
+    [
+        (b".preview/events", b"events"),
+        (b".preview/events?after=1/../2", b"events?after=1/../2"),
+        (b".preview/", None),
+        (b".preview/events/x", None),
+        (b".preview/../x", None),
+        (b".preview/%65vents", None),
+        (b".previews/events", None),
+        (b"x/.preview/events", None),
+    ],
+)
+def test_only_plain_names_are_reserved(rest: bytes, reserved: bytes | None) -> None:
+    assert place(BASE + rest).reserved == reserved
+
+
+def test_reserved_requests_go_to_an_internal_address() -> None:
+    found = place(BASE + b".preview/events?x")
+    sent = found.control_head(head(BASE + b".preview/events?x", b"Origin: http://o"), b"1.2.3.4")
+    assert sent == (
+        b"GET /-/previews/" + ID.encode() + b"/events?x HTTP/1.1\r\nHost: localhost\r\n"
+        b"X-Forwarded-For: 1.2.3.4\r\nOrigin: http://o\r\n\r\n"
+    )
+    assert found.events_url == (BASE + b".preview/events").decode()
+
+
+def test_the_control_plane_is_told_how_it_was_called() -> None:
+    request = head(b"/api?x", host=b"public.example")
+    assert CONTROL.control_head(request, b"::1") == (
+        b"GET /api?x HTTP/1.1\r\nHost: public.example\r\nX-Forwarded-For: ::1\r\n\r\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("target", "internal"),
+    [
+        (b"/-/previews", True),
+        (b"/%2d/previews", True),
+        (b"/%2D%2fpreviews", True),
+        (b"%2f%2d%2f", True),
+        (b"/-", False),
+        (b"/-x/", False),
+        (b"/%252d/", False),
+        (b"/a/-/", False),
+    ],
+)
+def test_internal_addresses_are_known_in_every_spelling(target: bytes, internal: bool) -> None:
+    assert is_internal(target) is internal
+
+
+# -- subdomain mode ------------------------------------------------------------------------------
+
+DOMAIN = "previews.example:8080"
+
+
+@pytest.mark.parametrize("port", [b"", b":8080", b":9"])
+def test_a_host_names_a_preview(port: bytes) -> None:
+    host = ID.upper().encode() + b".Previews.Example" + port
+    found = place(b"//a?b", domain=DOMAIN, host=host)
+    assert (found.session_id, found.base, found.rest) == (ID, b"/", b"/a?b")
+    assert Places(DOMAIN).moved(head(b"//a?b"), found) is None
+    assert found.events_url == "/.preview/events"
+
+
+def test_a_label_that_is_no_id_is_kept_as_it_is() -> None:
+    found = place(b"/", domain=DOMAIN, host=b"a.b.previews.example")
+    assert found.session_id == "a.b"
+
+
+@pytest.mark.parametrize("host", [b"localhost", b"previews.example", b"xpreviews.example"])
+def test_other_hosts_name_none(host: bytes) -> None:
+    assert place(b"/", domain=DOMAIN, host=host) is CONTROL
+
+
+def test_a_path_is_sent_to_its_subdomain() -> None:
+    places = Places(DOMAIN)
+    request = head(BASE + b"a?b")
+    found = places.of(request)
+    assert places.moved(request, found) == f"//{ID}.{DOMAIN}/a?b"
+    upgrade = head(BASE + b"a?b", b"Connection: upgrade", b"Upgrade: x")
+    assert places.moved(upgrade, found) is None
+
+
+# -- header profile A ----------------------------------------------------------------------------
+
+
+async def test_the_dev_server_is_asked_in_its_own_name(pool: Pool) -> None:
+    request = head(BASE + b"x", b"Origin: http://localhost")
+    assert place(BASE + b"x").preview_head(request, pool, route()) == (
+        b"GET "
+        + BASE
+        + b"x HTTP/1.1\r\nHost: localhost:5173\r\nOrigin: http://localhost:5173\r\n\r\n"
+    )
+
+
+UPGRADE = (b"Connection: upgrade", b"Upgrade: foo")
+VITE = Hmr(path="?token=t", protocol="vite-hmr")
+
+
+@pytest.mark.parametrize(
+    ("rest", "lines", "hmr", "rewritten"),
+    [
+        (b"hmr", UPGRADE, VITE, True),
+        (b"hmr?x", UPGRADE, VITE, True),
+        (b"hmr", (*UPGRADE, b"Sec-WebSocket-Protocol: vite-hmr"), VITE, True),
+        (b"hmr", (), VITE, False),
+        (b"hmr", UPGRADE, None, False),
+        (b"hmr/x", UPGRADE, VITE, False),
+        (b"", UPGRADE, VITE, False),
+    ],
+)
+async def test_the_hmr_address_becomes_the_dev_servers_own(
+    pool: Pool, rest: bytes, lines: tuple[bytes, ...], hmr: Hmr | None, rewritten: bool
+) -> None:
+    request = head(BASE + rest, *lines)
+    sent = place(BASE + rest).preview_head(request, pool, route(hmr))
+    assert sent.startswith(b"GET " + BASE + (b"?token=t " if rewritten else rest + b" "))
+    assert sent.count(b"Sec-WebSocket-Protocol: vite-hmr") == rewritten
+
+
+def response(*lines: bytes) -> ResponseHead:
+    parser = ResponseParser(max_head=65536)
+    parser.feed(b"\r\n".join((b"HTTP/1.1 302 Found", *lines)) + b"\r\n\r\n")
+    first = parser.events[0]
+    assert isinstance(first, ResponseHead)
+    return first
+
+
+@pytest.mark.parametrize(
+    ("location", "becomes"),
+    [
+        (b"http://localhost:5173/a?b", b"/a?b"),
+        (b"http://localhost:5173", b"/"),
+        (b"http://localhost:5173//evil", b"/.//evil"),
+        (b"http://localhost:51730/", b"http://localhost:51730/"),
+        (b"https://localhost:5173/", b"https://localhost:5173/"),
+        (b"//evil", b"//evil"),
+        (b"a", b"a"),
+    ],
+)
+async def test_redirects_to_itself_lose_the_dev_servers_name(
+    pool: Pool, location: bytes, becomes: bytes
+) -> None:
+    answer = response(b"Location: " + location)
+    place(BASE).rewrite(answer, head(BASE), pool)
+    assert answer.special[b"location"] == becomes
+
+
+@pytest.mark.parametrize(
+    ("sent", "allowed", "becomes"),
+    [
+        (b"http://a", b"http://localhost:5173", b"http://a"),
+        (b"http://a", b"*", b"*"),
+        (None, b"http://localhost:5173", b"http://localhost:5173"),
+    ],
+)
+async def test_the_origin_that_is_allowed_is_the_one_that_asked(
+    pool: Pool, sent: bytes | None, allowed: bytes, becomes: bytes
+) -> None:
+    answer = response(b"Access-Control-Allow-Origin: " + allowed)
+    lines = () if sent is None else (b"Origin: " + sent,)
+    place(BASE).rewrite(answer, head(BASE, *lines), pool)
+    assert answer.special[b"access-control-allow-origin"] == becomes
+
+
+async def test_answers_of_the_control_plane_stay_as_they_are(pool: Pool) -> None:
+    answer = response(b"Location: http://localhost:5173/a")
+    CONTROL.rewrite(answer, head(b"/"), pool)
+    place(BASE).rewrite(answer, head(BASE), None)
+    assert answer.special[b"location"] == b"http://localhost:5173/a"
