@@ -49,6 +49,7 @@ class DataPlane:
             listen_host=settings.host,
         )
         self.replica_field = f"X-Preview-Replica: {settings.replica}\r\n".encode()
+        #: The pools that have connections.
         self.pools: set[Pool] = set()
         #: Sessions with traffic since it was last noted in the registry.
         self.active: set[str] = set()
@@ -59,8 +60,8 @@ class DataPlane:
             max_connections=settings.max_connections,
             max_head=settings.max_head_bytes,
             idle_seconds=_CONTROL_IDLE_SECONDS,
+            active=self.pools,
         )
-        self.pools.add(self.control)
         self.now: Callable[[], float] = asyncio.get_running_loop().time
 
     def pool(self, entry: Entry) -> Pool:
@@ -69,7 +70,7 @@ class DataPlane:
             endpoint = entry.route.endpoint
             assert endpoint is not None  # noqa: S101 - a ready route has one
             authority = b"localhost:%d" % endpoint.port
-            pool = entry.pool = Pool(
+            entry.pool = Pool(
                 tcp_connect(endpoint),
                 name=f"the dev server of {entry.route.id}",
                 connect_timeout_seconds=self.settings.connect_timeout_seconds,
@@ -77,14 +78,12 @@ class DataPlane:
                 max_head=self.settings.max_head_bytes,
                 host=authority,
                 origin=b"http://" + authority,
+                active=self.pools,
             )
-            self.pools.add(pool)
         return cast("Pool", entry.pool)
 
     def sweep_pools(self) -> None:
-        """Sweep all pools, forget those whose generation is over."""
+        """Close what is idle, cut what does not end."""
         now = self.now()
         for pool in tuple(self.pools):
             pool.sweep(now)
-            if pool.retired and not len(pool):
-                self.pools.discard(pool)

@@ -60,7 +60,7 @@ class Entry:
         self.confirmed_at = confirmed_at
         self.pool: Retirable | None = None
         #: Since the eviction came by last.
-        self.used = True
+        self.used = False
 
 
 class Retirable(Protocol):
@@ -263,9 +263,8 @@ class RouteTable:
         self._linked = True
         for entry in self._entries.values():
             entry.confirmed_at = float("-inf")
-        for session_id, waiters in self._waiters.items():
-            if waiters:
-                self._read_for_waiters(SessionId(session_id))
+        for session_id in self._waiters:
+            self._read_for_waiters(SessionId(session_id))
 
     def _read_for_waiters(self, session_id: SessionId) -> None:
         """A registration may have been missed while the link was down: ask for it."""

@@ -177,6 +177,7 @@ class Pool:
         idle_seconds: float = IDLE_SECONDS,
         host: bytes = b"",
         origin: bytes = b"",
+        active: set[Pool] | None = None,
     ) -> None:
         self._connect = connect
         self.name = name
@@ -188,6 +189,8 @@ class Pool:
         self.host = host
         self.origin = origin
         self._idle: list[UpstreamConnection] = []
+        #: Where a pool is to be found as long as it has connections.
+        self._active = active if active is not None else set()
         self._open: set[UpstreamConnection] = set()
         self._connecting: set[UpstreamConnection] = set()
         self.retired = False
@@ -232,6 +235,7 @@ class Pool:
         """A connection has been established."""
         self._connecting.discard(connection)
         self._open.add(connection)
+        self._active.add(self)
 
     def give_back(self, connection: UpstreamConnection) -> None:
         """Keep an idle connection for the next request."""
@@ -249,6 +253,9 @@ class Pool:
 
     def sweep(self, now: float) -> None:
         """Close what has been idle for too long, cut what has been closed and does not end."""
+        if not self._open:
+            self._active.discard(self)
+            return
         for connection in self._open:
             closed = connection.transport.is_closing() and not connection.is_tunnel
             if closed and now - connection.idle_since > _FLUSH_SECONDS:

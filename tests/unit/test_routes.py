@@ -1,0 +1,395 @@
+"""The route table: one read for many, pushes in any order, waits that end, nothing left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator
+from typing import Any, cast
+
+import pytest
+
+from gateway.errors import RegistryUnavailable, SessionNotFound
+from gateway.proxy.routes import RouteTable
+from gateway.registry.base import Registry
+from gateway.session import Endpoint, SessionId, State
+from tests.protocol.harness import ID, FakeRegistry, eventually, session
+
+HERE = Endpoint("127.0.0.1", 1)
+THERE = Endpoint("127.0.0.1", 2)
+
+
+class FakePool:
+    def __init__(self, *, unused: bool = True) -> None:
+        self.retired = 0
+        self.is_unused = unused
+
+    def retire(self) -> None:
+        self.retired += 1
+
+
+class Table(RouteTable):
+    """A route table with a clock that can be moved on."""
+
+    def __init__(self, registry: FakeRegistry, **changes: Any) -> None:
+        self.offset = 0.0
+        loop = asyncio.get_running_loop()
+        defaults: dict[str, Any] = {"wait_seconds": 0.1, "max_age_seconds": 10.0}
+        super().__init__(
+            cast("Registry", registry),
+            clock=lambda: loop.time() + self.offset,
+            **{**defaults, **changes},
+        )
+
+    def now(self) -> float:
+        return self._clock()
+
+
+@pytest.fixture
+def registry() -> FakeRegistry:
+    return FakeRegistry()
+
+
+@pytest.fixture
+async def table(registry: FakeRegistry) -> AsyncIterator[Table]:
+    """A table; afterwards nobody waits, nothing runs, and no error went unseen."""
+    unseen: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+    table = Table(registry)
+    table.open()
+    yield table
+    await table.close()
+    assert not table._waiters
+    assert not table._reads
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not unseen
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_route_that_was_read_is_at_hand(table: Table, registry: FakeRegistry) -> None:
+    assert table.get(ID, table.now()) is None
+    registry.put(session(endpoint=HERE), push=False)
+    entry = await table.resolve(ID)
+    assert entry.route.endpoint == HERE
+    assert table.get(ID, table.now()) is entry
+    assert len(table) == 1
+    assert table.linked
+
+
+async def test_it_is_at_hand_for_a_limited_time(table: Table, registry: FakeRegistry) -> None:
+    registry.put(session(), push=False)
+    entry = await table.resolve(ID)
+    table.offset = 10.1
+    assert table.get(ID, table.now()) is None
+    assert await table.resolve(ID) is entry  # confirmed
+    assert table.get(ID, table.now()) is entry
+    assert registry.reads == 2
+
+
+async def test_a_push_confirms_a_route(table: Table, registry: FakeRegistry) -> None:
+    registry.put(session(), push=False)
+    entry = await table.resolve(ID)
+    table.offset = 10.1
+    registry.push(session())
+    assert table.get(ID, table.now()) is entry
+
+
+async def test_an_older_push_confirms_nothing(table: Table, registry: FakeRegistry) -> None:
+    registry.put(session(version=2), push=False)
+    entry = await table.resolve(ID)
+    table.offset = 10.1
+    registry.push(session())
+    assert table.get(ID, table.now()) is None
+    assert entry.route.version == 2
+
+
+async def test_many_readers_share_one_read(table: Table, registry: FakeRegistry) -> None:
+    registry.put(session(), push=False)
+    entries = await asyncio.gather(*(table.resolve(ID) for _ in range(10)))
+    assert registry.reads == table.stats.reads == 1
+    assert len({id(entry) for entry in entries}) == 1
+
+
+async def test_one_reader_that_goes_does_not_end_the_read(
+    table: Table, registry: FakeRegistry
+) -> None:
+    registry.put(session(), push=False)
+    registry.gate = asyncio.Event()
+    first, second = [asyncio.create_task(table.resolve(ID)) for _ in range(2)]
+    await eventually(lambda: registry.reads == 1)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    registry.gate.set()
+    assert (await second).route.id == ID
+    assert registry.reads == 1
+
+
+@pytest.mark.parametrize("down", [False, True])
+async def test_all_readers_may_go(table: Table, registry: FakeRegistry, down: bool) -> None:
+    registry.gate = asyncio.Event()
+    readers = [asyncio.create_task(table.resolve(ID)) for _ in range(3)]
+    await eventually(lambda: registry.reads == 1)
+    for reader in readers:
+        reader.cancel()
+    await asyncio.gather(*readers, return_exceptions=True)
+    registry.down = down
+    registry.gate.set()
+    await eventually(lambda: not table._reads)
+
+
+async def test_an_id_that_never_comes_is_not_found_after_the_wait(
+    table: Table, registry: FakeRegistry
+) -> None:
+    with pytest.raises(SessionNotFound, match=r"waited 0.1 s"):
+        await table.resolve(ID)
+    assert registry.reads == 2
+    assert table.stats.not_found == 1
+    assert len(table) == 0
+
+
+async def test_a_denied_id_is_not_found_in_the_same_words(table: Table) -> None:
+    with pytest.raises(SessionNotFound) as unknown:
+        await table.resolve(ID)
+    with pytest.raises(SessionNotFound) as denied:
+        await table.deny(ID)
+    assert str(denied.value) == str(unknown.value)
+
+
+async def test_a_push_ends_the_wait(table: Table, registry: FakeRegistry) -> None:
+    waiting = asyncio.create_task(table.resolve(ID))
+    await eventually(lambda: registry.reads == 1)
+    registry.put(session(endpoint=HERE))
+    assert (await waiting).route.endpoint == HERE
+    assert registry.reads == 1
+
+
+async def test_of_two_pushes_the_newer_one_counts(table: Table, registry: FakeRegistry) -> None:
+    waiting = asyncio.create_task(table.resolve(ID))
+    await eventually(lambda: registry.reads == 1)
+    registry.push(session(version=1, state=State.STARTING))
+    registry.push(session(version=3, endpoint=THERE))
+    registry.push(session(version=2, endpoint=HERE))
+    assert (await waiting).route.endpoint == THERE
+
+
+async def test_a_read_that_is_older_than_a_push_changes_nothing(
+    table: Table, registry: FakeRegistry
+) -> None:
+    registry.put(session(endpoint=HERE), push=False)
+    registry.gate = asyncio.Event()
+    waiting = asyncio.create_task(table.resolve(ID))
+    await eventually(lambda: registry.reads == 1)
+    registry.push(session(version=2, endpoint=THERE))
+    registry.gate.set()
+    assert (await waiting).route.endpoint == THERE
+
+
+async def test_the_registry_being_away_is_not_not_found(
+    table: Table, registry: FakeRegistry
+) -> None:
+    registry.down = True
+    with pytest.raises(RegistryUnavailable):
+        await table.resolve(ID)
+
+
+async def test_a_known_route_outlives_the_registry(table: Table, registry: FakeRegistry) -> None:
+    registry.put(session(), push=False)
+    entry = await table.resolve(ID)
+    registry.down = True
+    table.offset = 10.1
+    assert await table.resolve(ID) is entry
+    assert table.stats.stale == 1
+    assert table.get(ID, table.now()) is entry  # for a moment nobody else waits for it
+    table.offset = 11.2
+    assert table.get(ID, table.now()) is None
+
+
+# -- waiting for a session to settle -------------------------------------------------------------
+
+
+async def pending(table: Table, registry: FakeRegistry) -> Any:
+    registry.put(session(State.REGISTERED), push=False)
+    return await table.resolve(ID)
+
+
+async def test_what_is_settled_is_not_waited_for(table: Table, registry: FakeRegistry) -> None:
+    registry.put(session(), push=False)
+    entry = await table.resolve(ID)
+    assert await table.settled(ID, entry, seconds=10) is entry
+
+
+async def test_the_wait_goes_on_through_all_that_is_pending(
+    table: Table, registry: FakeRegistry
+) -> None:
+    entry = await pending(table, registry)
+    waiting = asyncio.create_task(table.settled(ID, entry, seconds=10))
+    for version, state in enumerate((State.STARTING, State.SLEEPING, State.STARTING), 2):
+        registry.put(session(state, version=version))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+    registry.put(session(version=9, endpoint=HERE))
+    assert (await waiting).route.state is State.READY
+    assert registry.reads == 1
+
+
+async def test_the_wait_has_an_end(table: Table, registry: FakeRegistry) -> None:
+    entry = await pending(table, registry)
+    assert (await table.settled(ID, entry, seconds=0.05)).route.state is State.REGISTERED
+
+
+async def test_a_push_that_was_lost_is_made_up_for(registry: FakeRegistry) -> None:
+    table = Table(registry, max_age_seconds=0.05)
+    table.open()
+    entry = await pending(table, registry)
+    waiting = asyncio.create_task(table.settled(ID, entry, seconds=10))
+    await asyncio.sleep(0.01)
+    registry.put(session(version=2), push=False)
+    assert (await waiting).route.state is State.READY
+    await table.close()
+
+
+async def test_a_wait_may_be_cancelled(table: Table, registry: FakeRegistry) -> None:
+    entry = await pending(table, registry)
+    one, other = [asyncio.create_task(table.settled(ID, entry, seconds=10)) for _ in range(2)]
+    await asyncio.sleep(0.01)
+    one.cancel()
+    await asyncio.gather(one, return_exceptions=True)
+    registry.put(session(version=2))
+    assert (await other).route.state is State.READY
+
+
+# -- the push link -------------------------------------------------------------------------------
+
+
+async def test_a_link_that_was_down_makes_every_route_doubtful(
+    table: Table, registry: FakeRegistry
+) -> None:
+    registry.put(session(), push=False)
+    await table.resolve(ID)
+    registry.resync()
+    assert table.get(ID, table.now()) is None
+    assert table.linked
+
+
+async def test_waiters_are_asked_for_when_the_link_is_up_again(
+    table: Table, registry: FakeRegistry
+) -> None:
+    entry = await pending(table, registry)
+    waiting = asyncio.create_task(table.settled(ID, entry, seconds=10))
+    await asyncio.sleep(0.01)
+    registry.put(session(version=2), push=False)
+    registry.resync()
+    assert (await waiting).route.state is State.READY
+
+
+@pytest.mark.parametrize("down", [False, True])
+async def test_asking_again_in_vain_changes_nothing(
+    table: Table, registry: FakeRegistry, down: bool
+) -> None:
+    waiting = asyncio.create_task(table.resolve(ID))
+    await eventually(lambda: registry.reads == 1)
+    registry.down = down
+    registry.resync()
+    await eventually(lambda: registry.reads == 2)
+    registry.down = False
+    with pytest.raises(SessionNotFound):
+        await waiting
+
+
+async def test_a_closed_table_hears_nothing(registry: FakeRegistry) -> None:
+    table = Table(registry)
+    table.open()
+    registry.put(session(), push=False)
+    pool = FakePool()
+    (await table.resolve(ID)).pool = pool
+    registry.gate = asyncio.Event()
+    reading = asyncio.create_task(table.resolve(SessionId("other-session")))
+    await eventually(lambda: registry.reads == 2)
+    await table.close()
+    await table.close()
+    assert isinstance((await asyncio.gather(reading, return_exceptions=True))[0], BaseException)
+    registry.push(session(version=2))
+    assert len(table) == 0
+    assert pool.retired == 1
+
+
+# -- pools ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "retired"),
+    [
+        ({"version": 2, "endpoint": HERE}, 0),
+        ({"version": 2, "endpoint": THERE}, 1),
+        ({"generation": 2, "endpoint": HERE}, 1),
+        ({"version": 2, "endpoint": None, "state": State.SLEEPING}, 1),
+        ({"version": 1, "endpoint": THERE}, 0),
+    ],
+)
+async def test_a_pool_ends_with_its_generation_or_address(
+    table: Table, registry: FakeRegistry, change: dict[str, Any], retired: int
+) -> None:
+    registry.put(session(endpoint=HERE), push=False)
+    entry = await table.resolve(ID)
+    entry.pool = pool = FakePool()
+    registry.push(session(**change))
+    assert pool.retired == retired
+    assert (entry.pool is None) == bool(retired)
+
+
+async def test_the_route_unused_for_longest_goes_first(registry: FakeRegistry) -> None:
+    table = Table(registry, max_routes=3)
+    table.open()
+    names = [SessionId(f"session-{number}") for number in range(6)]
+    for name in names:
+        registry.put(session(session_id=name), push=False)
+    pools = [FakePool(unused=number != 1) for number in range(6)]
+    for name, pool in zip(names[:4], pools, strict=False):
+        (await table.resolve(name)).pool = pool
+    assert [pool.retired for pool in pools[:4]] == [1, 0, 0, 0]
+    assert table.get(names[2], table.now()) is not None
+    await table.resolve(names[4])  # 1 has connections, 2 was used
+    assert table.get(names[1], table.now()) is not None
+    assert table.get(names[2], table.now()) is not None
+    assert table.get(names[3], table.now()) is None
+    assert len(table) == 3
+    await table.close()
+
+
+async def test_with_all_routes_in_use_one_more_is_kept(registry: FakeRegistry) -> None:
+    table = Table(registry, max_routes=1)
+    table.open()
+    for number in range(3):
+        name = SessionId(f"session-{number}")
+        registry.put(session(session_id=name), push=False)
+        (await table.resolve(name)).pool = FakePool(unused=False)
+    assert len(table) == 3
+    await table.close()
+
+
+async def test_a_read_that_succeeds_after_the_wait_counts(registry: FakeRegistry) -> None:
+    """The push was lost: only the registry itself can say "not found"."""
+    table = Table(registry, wait_seconds=0.05)
+    table.open()
+    waiting = asyncio.create_task(table.resolve(ID))
+    await eventually(lambda: registry.reads == 1)
+    registry.put(session(endpoint=HERE), push=False)
+    assert (await waiting).route.endpoint == HERE
+    await table.close()
+
+
+async def test_ids_that_nobody_asks_for_are_not_kept(table: Table, registry: FakeRegistry) -> None:
+    registry.put(session())
+    assert len(table) == 0
+
+
+async def test_waiters_are_cancelled_when_the_table_closes(registry: FakeRegistry) -> None:
+    table = Table(registry, wait_seconds=60)
+    table.open()
+    waiting = asyncio.create_task(table.resolve(ID))
+    await eventually(lambda: registry.reads == 1)
+    await asyncio.sleep(0.01)
+    await table.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
