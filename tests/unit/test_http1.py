@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -543,9 +543,93 @@ def test_a_person_is_told_from_a_program(
 def test_a_mistake_of_our_own_is_not_taken_for_a_bad_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(http1, "_REQUEST_HEADS", http1.HeadCache())
     monkeypatch.setattr(http1, "_framing", lambda *_: 1 / 0)
     with pytest.raises(httptools.HttpParserCallbackError):
         requests(request())
+
+
+# -- heads that come again -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def forgetful(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Makes the parsers forget every head they have seen."""
+
+    def forget() -> None:
+        monkeypatch.setattr(http1, "_REQUEST_HEADS", http1.HeadCache())
+        monkeypatch.setattr(http1, "_RESPONSE_HEADS", http1.HeadCache())
+
+    forget()
+    return forget
+
+
+@pytest.mark.parametrize("byte", range(256))
+def test_a_known_head_does_not_make_a_bad_target_good(
+    byte: int, forgetful: Callable[[], None]
+) -> None:
+    fields = b" HTTP/1.1\r\nHost: a\r\nX-B: c\r\n\r\n"
+    for where in (b"GET /x%by", b"GET /x?q=%by", b"GET %b"):
+        first = where % bytes([byte]) + fields
+        forgetful()
+        fresh = RequestParser(**LIMITS)
+        fresh.feed(first)
+        primed = RequestParser(**LIMITS)
+        primed.feed(b"GET /another" + fields)
+        primed.events.clear()
+        primed.feed(first)
+        assert comparable(list(primed.events)) == comparable(list(fresh.events))
+
+
+def test_the_fields_of_a_known_head_go_out_as_at_first(forgetful: Callable[[], None]) -> None:
+    data = b"GET /a HTTP/1.1\r\nHost: a\r\nX-B: c\r\nConnection: keep-alive, x-c\r\nX-C: d\r\n\r\n"
+    first, again = RequestParser(**LIMITS), RequestParser(**LIMITS)
+    first.feed(data)
+    again.feed(data)
+    heads = [http1.request_head(p.events[0], host=b"localhost:1") for p in (first, again)]
+    assert heads[0] == heads[1] == b"GET /a HTTP/1.1\r\nHost: localhost:1\r\nX-B: c\r\n\r\n"
+
+
+def test_a_known_head_is_held_to_the_limits_of_this_connection(
+    forgetful: Callable[[], None],
+) -> None:
+    data = b"GET /" + b"a" * 300 + b" HTTP/1.1\r\nHost: a\r\n\r\n"
+    RequestParser(**LIMITS).feed(data)
+    small = RequestParser(max_head=1024, max_target=256)
+    small.feed(data)
+    assert [event.status for event in small.events] == [414]
+    tiny = RequestParser(max_head=128, max_target=4096)
+    tiny.feed(data)
+    assert [event.status for event in tiny.events] == [431]
+
+
+def test_content_behind_a_known_head_may_come_in_parts_and_may_not_be_too_long(
+    forgetful: Callable[[], None],
+) -> None:
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"
+    parsers = [ResponseParser(max_head=1024) for _ in range(4)]
+    parsers[0].feed(head + b"hello")
+    for parser, parts in zip(
+        parsers[1:], ([b"hello"], [b"he", b"llo"], [b"", b"hello"]), strict=True
+    ):
+        parser.feed(head + parts[0])
+        for part in parts[1:]:
+            parser.feed(part)
+        assert joined(parser.events) == joined(parsers[0].events)
+        assert not parser.in_message
+    long = ResponseParser(max_head=1024)
+    long.feed(head + b"hello!")
+    assert isinstance(long.events[-1], Malformed)
+
+
+def test_what_is_remembered_is_bounded() -> None:
+    cache: http1.HeadCache[int] = http1.HeadCache()
+    for number in range(http1.HeadCache.MAX_HEADS + 1):
+        cache.keep(b"%d" % number, number)
+    assert cache.get(b"0") is None
+    assert cache.get(b"%d" % http1.HeadCache.MAX_HEADS) == http1.HeadCache.MAX_HEADS
+    cache.keep(b"x" * (http1.HeadCache.MAX_BYTES + 1), 1)
+    assert cache.get(b"x" * (http1.HeadCache.MAX_BYTES + 1)) is None
 
 
 # -- any bytes, any splits -----------------------------------------------------------------------
@@ -693,3 +777,28 @@ def test_what_goes_out_reads_as_what_came_in(data: bytes) -> None:
             assert (again.content_length, again.chunked) == (event.content_length, event.chunked)
             assert again.lines == event.lines
             assert again.upgrade == event.upgrade
+
+
+@given(st.lists(REQUESTS, min_size=1, max_size=4))
+def test_requests_mean_the_same_when_they_come_again(messages: list[bytes]) -> None:
+    http1._REQUEST_HEADS._heads.clear()
+    runs = []
+    for _ in range(3):
+        parser = RequestParser(**LIMITS)
+        for message in messages:
+            parser.feed(message)
+        runs.append((comparable(joined(parser.events)), parser.tail, parser.stopped))
+    assert runs[0] == runs[1] == runs[2]
+
+
+@given(st.lists(RESPONSES, min_size=1, max_size=4), st.sampled_from([b"GET", b"HEAD"]))
+def test_responses_mean_the_same_when_they_come_again(messages: list[bytes], method: bytes) -> None:
+    http1._RESPONSE_HEADS._heads.clear()
+    runs = []
+    for _ in range(3):
+        parser = ResponseParser(max_head=LIMITS["max_head"])
+        for message in messages:
+            parser.expect(method)
+            parser.feed(message)
+        runs.append((comparable(joined(parser.events)), parser.in_message, parser.eof()))
+    assert runs[0] == runs[1] == runs[2]
