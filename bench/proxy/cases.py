@@ -123,6 +123,7 @@ def load(cores: Cores, kind: str, *arguments: object) -> dict[str, Any]:
 def wrk(contestant: Contestant, cores: Cores, seconds: float, name: str, *fields: str) -> int:
     """Requests that wrk got answered with 200 in ``seconds``; any other answer is an error."""
     command = [str(debian("wrk")), "-t1", "-c32", f"-d{max(1, round(seconds))}s", "--timeout=5s"]
+    command += ["-s", str(ROOT / "bench" / "proxy" / "vary.lua")]
     for text in fields:
         command += ["-H", text]
     with pinned(cores.load):

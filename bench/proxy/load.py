@@ -140,7 +140,6 @@ def complete(received: bytes) -> bool:
 async def latency(options: argparse.Namespace) -> dict[str, Any]:
     """Send at a fixed rate whatever the answers do (an open loop); microseconds per answer."""
     loop = asyncio.get_running_loop()
-    data = request(options.path, options.port)
     taken: list[int] = []
     idle: list[Timed] = []
     all_sent = False
@@ -163,7 +162,7 @@ async def latency(options: argparse.Namespace) -> dict[str, Any]:
         while sent < now * options.rate:
             sent += 1
             if idle:
-                idle.pop().send(data)
+                idle.pop().send(request(f"{options.path}?{sent}", options.port))
             else:
                 late += 1
         # The pace itself is what is waited for.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import itertools
 from typing import Final, cast
 
 import uvloop
@@ -26,14 +27,24 @@ _FIELDS: Final = (
     b"Date: Thu, 01 Jan 2026 00:00:00 GMT\r\n"
     b"Content-Type: %b\r\n"
     b"Cache-Control: no-cache\r\n"
-    b'ETag: W/"400-Zm9vYmFyYmF6"\r\n'
+    b'ETag: W/"%b-Zm9vYmFyYmF6"\r\n'
     b"Content-Length: %d\r\n"
 )
+_ETAG: Final = b"{etag}"
 
 
-def response(body: bytes, content_type: bytes = b"text/javascript") -> bytes:
-    """A whole response."""
-    return _FIELDS % (content_type, len(body)) + b"\r\n" + body
+def response(body: bytes, content_type: bytes = b"text/javascript") -> tuple[bytes, bytes]:
+    """A whole response but for its ETag, which goes between the two parts.
+
+    Each response has another ETag, as the modules of a page do: a proxy that remembers whole heads
+    is to gain by it no more than in life.
+    """
+    whole = _FIELDS % (content_type, _ETAG, len(body)) + b"\r\n" + body
+    before, _, after = whole.partition(_ETAG)
+    return before, after
+
+
+_etags = itertools.count(4096)
 
 
 def page() -> bytes:
@@ -97,11 +108,11 @@ class Upstream(asyncio.Protocol):
         fields = head.lower()
         self._close = b"\r\nconnection: close" in fields
         path = head[: head.index(b" HTTP/")].partition(b" ")[2]
-        name = path.rpartition(b"/")[2]
+        name = path.partition(b"?")[0].rpartition(b"/")[2]
         if (fixed := FIXED.get(name)) is not None:
             self._finish(fixed)
         elif name == b"big":
-            self.transport.write(_FIELDS % (b"application/octet-stream", BIG_BYTES) + b"\r\n")
+            self.transport.write(_FIELDS % (b"application/octet-stream", b"0", BIG_BYTES) + b"\r\n")
             self._to_send = BIG_BYTES
             self._stream()
         elif name == b"sink":
@@ -115,13 +126,14 @@ class Upstream(asyncio.Protocol):
             number = name[1:].partition(b".")[0]
             self._finish(response(b"export default %b;" % (number if number.isdigit() else b"0")))
 
-    def _finish(self, data: bytes) -> None:
+    def _finish(self, parts: tuple[bytes, bytes]) -> None:
+        before, after = parts
         if self._close:
             # RFC 9112 9.6: who closes says so, else Node's agent tries the connection again.
-            self.transport.write(data.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+            after = after.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1)
+        self.transport.write(b"%b%x%b" % (before, next(_etags), after))
+        if self._close:
             self.transport.close()
-        else:
-            self.transport.write(data)
 
     # -- transfers -------------------------------------------------------------------------------
 
