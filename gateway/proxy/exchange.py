@@ -369,7 +369,6 @@ class Exchange:
     def upstream_lost(self, exc: Exception | None) -> None:
         """The connection ended before the response did."""
         upstream, self._upstream = self._upstream, None
-        self._stop_timer()
         if self.answered:
             # The client must see that the content is incomplete: no last chunk, or too short.
             self.client.abort()

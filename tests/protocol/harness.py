@@ -37,6 +37,8 @@ from gateway.session import Endpoint, Hmr, Recipe, Session, SessionId, State
 from gateway.settings import Settings
 
 LIMIT_SECONDS: Final = 5.0
+#: Connections that are over end within this time; those kept for later live longer.
+END_SECONDS: Final = 2.0
 ID: Final = SessionId("abcdef0123456789")
 BASE: Final = b"/preview/" + ID.encode() + b"/"
 TOKEN: Final = "0123456789abcdef0123"
@@ -198,8 +200,8 @@ class Peer:
         async with asyncio.timeout(LIMIT_SECONDS):
             return await self.reader.readexactly(size)
 
-    async def rest(self, seconds: float = LIMIT_SECONDS) -> bytes:
-        """Everything up to the end of stream."""
+    async def rest(self, seconds: float = END_SECONDS) -> bytes:
+        """Everything up to the end of stream, which is not that of an idle connection."""
         async with asyncio.timeout(seconds):
             return await self.reader.read()
 
@@ -458,6 +460,20 @@ class Gateway:
         servers = chain.from_iterable(pool._open for pool in self.plane.pools)
         transports = [c.transport for c in clients] + [c.transport for c in servers]
         return sum(transport.get_write_buffer_size() for transport in transports)
+
+    async def fill(self, sender: Peer, part: bytes = b"x" * 10_000) -> int:
+        """Let ``sender`` send until something stays in the gateway; returns how many parts."""
+        parts = 0
+        while True:
+            if self.held:
+                # What has just been written is on its way to the kernel for a moment.
+                await asyncio.sleep(0.03)
+                if self.held:
+                    return parts
+            sender.send(part)
+            await sender.drain()
+            await asyncio.sleep(0)
+            parts += 1
 
     async def drain(self) -> None:
         """Close the listener as SIGTERM does."""

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.protocol.conftest import Start
-from tests.protocol.harness import ACCEPTED, BASE, Client, Gateway, Peer, eventually
+from tests.protocol.harness import ACCEPTED, BASE, Client, Gateway, Peer, eventually, never
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
@@ -139,18 +139,34 @@ async def test_a_response_that_ends_while_the_client_is_slow_leaves_a_usable_con
 ) -> None:
     """The last bytes pause the dev server's connection; in the pool it must read again."""
     client, peer = await asked(gateway)
-    client.pause()
-    for size in range(300_000, 2_000_000, 50_000):
-        peer.send(OK + b"Content-Length: %d\r\n\r\n" % size + b"x" * size)
-        client.resume()
-        response = await client.response()
-        assert len(response.body) == size
+    (connection,) = gateway.listener.connections
+    paused = 0
+    for size in range(300_000, 900_000, 20_000):
         client.pause()
+        peer.send(OK + b"Content-Length: %d\r\n\r\n" % size + b"x" * size)
+        await asyncio.sleep(0.03)
+        paused += connection.exchange is None and gateway.held > 256 * 1024
+        client.resume()
+        assert len((await client.response()).body) == size
         client.get(b"again")
         await peer.head()
+    assert paused, "no size was right: the test proves nothing"
     peer.send(HELLO)
-    client.resume()
     assert (await client.response()).body == b"hello"
+
+
+async def test_a_connection_with_an_unsent_request_is_not_used_again(gateway: Gateway) -> None:
+    """An answer came before the dev server had taken the upload."""
+    client, peer = await asked(gateway, b"Transfer-Encoding: chunked", method=b"POST")
+    peer.pause()
+    parts = await gateway.fill(client, b"3E8\r\n" + b"x" * 1000 + b"\r\n")
+    client.send(b"0\r\n\r\n")
+    await never(client.reader.read(1), 0.1)
+    peer.send(HELLO)
+    response = await client.response()
+    assert (response.body, response.closes) == (b"hello", False)
+    peer.resume()
+    assert len(await peer.rest()) == parts * 1007 + 5
 
 
 async def test_a_client_that_leaves_a_slow_upload_does_not_stay(
@@ -160,10 +176,7 @@ async def test_a_client_that_leaves_a_slow_upload_does_not_stay(
     monkeypatch.setattr("gateway.proxy.upstream._FLUSH_SECONDS", 0.1)
     client, peer = await asked(gateway, b"Content-Length: 40000000", method=b"POST")
     peer.pause()
-    while not gateway.held:
-        client.send(b"x" * 10_000)
-        await client.drain()
-        await asyncio.sleep(0)
+    await gateway.fill(client)
     client.reset()
     await eventually(lambda: not gateway.listener.connections)
     await eventually(lambda: len(gateway.pool()) == 0, 10)
@@ -260,18 +273,19 @@ async def test_a_silent_connection_is_closed(start: Start) -> None:
     assert await client.rest() == b""
 
 
+async def dribble(client: Client) -> None:
+    for byte in b"GET " + BASE + b" HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 10_000:
+        client.send(bytes([byte]))
+        await asyncio.sleep(0.02)
+
+
 async def test_a_slow_head_is_408_at_the_deadline(start: Start) -> None:
     gateway = await start(head_timeout_seconds=0.5)
     client = await gateway.client()
     loop = asyncio.get_running_loop()
     began = loop.time()
 
-    async def dribble() -> None:
-        for byte in b"GET " + BASE + b" HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 10_000:
-            client.send(bytes([byte]))
-            await asyncio.sleep(0.02)
-
-    dribbling = asyncio.create_task(dribble())
+    dribbling = asyncio.create_task(dribble(client))
     response = await client.response()
     assert (response.status, response.closes) == (408, True)
     assert loop.time() - began < 0.5 + 1 + 0.5  # the sweep comes once a second
@@ -290,8 +304,10 @@ async def test_a_slow_second_head_is_408_too(start: Start) -> None:
     peer.send(HELLO)
     await client.response()
     await asyncio.sleep(1.2)  # idle is not slow
-    client.send(b"GET " + BASE)
+    dribbling = asyncio.create_task(dribble(client))
     assert (await client.response()).status == 408
+    dribbling.cancel()
+    await asyncio.gather(dribbling, return_exceptions=True)
 
 
 async def test_empty_lines_do_not_keep_a_connection(start: Start) -> None:
@@ -351,15 +367,30 @@ async def test_a_client_that_does_not_take_its_last_answer_is_cut(
     monkeypatch.setattr("gateway.proxy.listener._LINGER_SECONDS", 0.3)
     client, peer = await asked(gateway, b"Connection: close")
     client.pause()
-    size = 1_000_000
-    peer.send(OK + b"Content-Length: %d\r\n\r\n" % size)
-    while not gateway.held:
-        peer.send(b"x" * 10_000)
-        size -= 10_000
-        await peer.drain()
-        await asyncio.sleep(0)
+    peer.send(OK + b"\r\n")
+    await gateway.fill(peer)
     peer.reset()
     await eventually(lambda: not gateway.listener.connections)
+
+
+async def test_a_client_that_takes_its_last_answer_slowly_gets_it(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gateway.proxy.listener._LINGER_SECONDS", 0.5)
+    client, peer = await asked(gateway, b"Connection: close")
+    client.pause()
+    size = 600_000
+    peer.send(OK + b"Content-Length: %d\r\n\r\n" % size + b"x" * size)
+    await eventually(lambda: gateway.held > 0)
+    client.resume()
+    await client.response_head()
+    left = size
+    while left:  # several deadlines pass meanwhile
+        client.pause()
+        await asyncio.sleep(0.4)
+        client.resume()
+        left -= len(await client.reader.read(150_000))
+    assert await client.rest() == b""
 
 
 # -- drain ---------------------------------------------------------------------------------------

@@ -263,6 +263,15 @@ async def test_what_follows_an_early_answer_is_bounded(gateway: Gateway) -> None
     await eventually(lambda: not gateway.listener.connections, 2)  # not by time, that is 5 s
 
 
+async def test_an_upload_that_goes_wrong_cuts_its_answer(gateway: Gateway) -> None:
+    client, peer = await asked(gateway, b"Transfer-Encoding: chunked", method=b"POST")
+    peer.send(OK + b"Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n")
+    await client.until(b"abc\r\n")
+    client.send(b"nonsense\r\n")
+    assert await client.rest() == b""  # no last chunk, and no second answer
+    assert await peer.rest() == b""
+
+
 async def test_an_own_early_answer_to_an_upload_arrives(gateway: Gateway) -> None:
     client = await gateway.client()
     client.ask(b"/preview/no-id/", b"Content-Length: 1000000", method=b"POST")
@@ -452,6 +461,37 @@ async def test_a_get_on_a_stale_connection_is_retried_once(gateway: Gateway, res
 async def test_a_post_is_executed_at_most_once(gateway: Gateway, fields: tuple[bytes]) -> None:
     client, peer, dev = await pooled(gateway)
     client.get(b"once", *fields, method=b"POST")
+    await peer.head()
+    await peer.close()
+    assert (await client.response()).status == 502
+    assert len(dev.peers) == 1
+
+
+async def test_a_retry_takes_a_new_connection(gateway: Gateway) -> None:
+    """Another pooled one may be just as stale."""
+    first, one = await asked(gateway)
+    dev = gateway.servers[-1]
+    second = await gateway.client()
+    second.get(b"x")
+    other = await dev.accept()
+    await other.head()
+    for peer, client in ((one, first), (other, second)):
+        peer.send(HELLO)
+        await client.response()
+    first.get(b"again")
+    await other.head()  # the one used last
+    await other.close()
+    third = await dev.accept()
+    assert b"/again " in await third.head()
+    third.send(HELLO)
+    assert (await first.response()).body == b"hello"
+
+
+async def test_an_upload_is_never_retried(gateway: Gateway) -> None:
+    """Though PUT is idempotent: its content has gone."""
+    client, peer, dev = await pooled(gateway)
+    client.get(b"once", b"Content-Length: 3", method=b"PUT")
+    client.send(b"abc")
     await peer.head()
     await peer.close()
     assert (await client.response()).status == 502
