@@ -56,6 +56,7 @@ class ClientConnection(asyncio.Protocol):
         "_backlog",
         "_ended",
         "_head_due",
+        "_keepalive_seconds",
         "_lingering",
         "_listener",
         "_reading_paused",
@@ -81,6 +82,7 @@ class ClientConnection(asyncio.Protocol):
         self.parser = RequestParser(
             max_head=settings.max_head_bytes, max_target=settings.max_target_bytes
         )
+        self._keepalive_seconds = settings.keepalive_seconds
         self.exchange: Exchange | None = None
         #: No further request is taken after the one under way.
         self.closing_soon = False
@@ -215,6 +217,12 @@ class ClientConnection(asyncio.Protocol):
         """Answer what is refused or redirected before any route is looked up."""
         head, place = exchange.head, exchange.place
         access, target = self.plane.access, head.target
+        if (
+            place.plain
+            and access.host_allowed(head.special.get(b"host", b"localhost"))
+            and (b"origin" not in head.special or access.origin_allowed(head))
+        ):
+            return False
         if not target.startswith(b"/") or (place is CONTROL and is_internal(target)):
             self.answer_problem(400, "bad_target", "Bad request target", "use an absolute path")
         elif not access.host_allowed(head.special.get(b"host", b"localhost")):
@@ -322,8 +330,11 @@ class ClientConnection(asyncio.Protocol):
         if self._receiving:
             return  # called by _handle_events, which goes on
         if not self._ended:
-            self.deadline = self.plane.now() + self.plane.settings.keepalive_seconds
-        self._advance()
+            self.deadline = self.plane.now() + self._keepalive_seconds
+        if self.parser.events or self._backlog or self.parser.in_message:
+            self._advance()
+        elif self._reading_paused:
+            self.update_reading()
 
     def _watch_head(self) -> None:
         """Set the deadline of a head that has begun and of the pause before it."""

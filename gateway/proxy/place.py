@@ -24,12 +24,13 @@ _RESERVED: Final = re.compile(rb"\.preview/([a-z]+(?:\?.*)?)", re.DOTALL)
 INTERNAL: Final = b"/-/"
 #: Below a preview's base: the dev server's HMR socket, whatever its own path and token.
 HMR: Final = b"hmr"
+_MAX_KNOWN: Final = 4096
 
 
 class Place:
     """What the target and the host name say about a request."""
 
-    __slots__ = ("base", "misplaced", "reserved", "rest", "session_id")
+    __slots__ = ("base", "misplaced", "plain", "reserved", "rest", "session_id")
 
     def __init__(
         self,
@@ -38,6 +39,7 @@ class Place:
         rest: bytes = b"",
         *,
         misplaced: bool = False,
+        plain: bool = False,
     ) -> None:
         self.session_id = session_id
         #: The public path prefix of the preview, with a slash at both ends.
@@ -46,6 +48,8 @@ class Place:
         self.rest = rest
         #: A preview was meant, but the slash behind the id is missing.
         self.misplaced = misplaced
+        #: A preview's address as it should be: there is nothing to refuse or to redirect.
+        self.plain = plain
         # Plain names only: nothing that the control plane could resolve to another path.
         match = _RESERVED.fullmatch(rest) if rest.startswith(RESERVED) else None
         self.reserved: bytes | None = match[1] if match and session_id is not None else None
@@ -114,6 +118,8 @@ class Places:
 
     def __init__(self, preview_domain: str) -> None:
         self._domain = preview_domain
+        #: Session ids by the base they were seen under.
+        self._known: dict[bytes, str] = {}
         self._suffix = b"." + preview_domain.partition(":")[0].encode() if preview_domain else b""
 
     def of(self, head: RequestHead) -> Place:
@@ -125,6 +131,14 @@ class Places:
         target = head.target
         if not target.startswith(PREFIX):
             return CONTROL
+        end = target.find(b"/", len(PREFIX)) + 1
+        base = target[:end]
+        name = self._known.get(base)
+        if name is not None:
+            return Place(name, base, target[end:], plain=not self._domain)
+        return self._by_path(target)
+
+    def _by_path(self, target: bytes) -> Place:
         path, question, _ = target.partition(b"?")
         end = path.find(b"/", len(PREFIX))
         name = path[len(PREFIX) : end if end >= 0 else None].decode("latin-1")
@@ -133,6 +147,9 @@ class Places:
         base = PREFIX + name.encode() + b"/"
         if end < 0:
             return Place(name, base, target[len(path) :] if question else b"", misplaced=True)
+        if len(self._known) >= _MAX_KNOWN:
+            self._known.clear()
+        self._known[base] = name
         return Place(name, base, target[len(base) :])
 
     def moved(self, head: RequestHead, place: Place) -> str | None:
