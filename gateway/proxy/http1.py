@@ -194,14 +194,14 @@ class _Names:
 class _Fields:
     """Collects the fields of one head, sorted by what becomes of them."""
 
-    __slots__ = ("_names", "lines", "other_bytes", "special")
+    __slots__ = ("_counted", "_counted_bytes", "_names", "lines", "special")
 
     def __init__(self, names: _Names) -> None:
         self._names = names
         self.lines: list[bytes] = []
         self.special: dict[bytes, bytes] = {}
-        #: Size of the fields that are not among ``lines``.
-        self.other_bytes = 0
+        self._counted = 0
+        self._counted_bytes = 0
 
     def add(self, name: bytes, value: bytes) -> None:
         """Take in a field whose name is not known to be ordinary."""
@@ -210,7 +210,7 @@ class _Fields:
         if noted or lower in names.special:
             self._take(lower, value.strip(_WHITESPACE))
         if lower in names.special or lower in _DROPPED or self._is_alias(lower):
-            self.other_bytes += len(name) + len(value) + 4
+            self._counted_bytes += len(name) + len(value) + 4
             return
         self.lines.append(name + b": " + value)
         if not noted:
@@ -223,10 +223,12 @@ class _Fields:
         name = lower.replace(b"_", b"-")
         return name in _DROPPED or name in self._names.special or name in self._names.noted
 
-    @property
     def size(self) -> int:
-        """Bytes of all fields with their line ends."""
-        return sum(map(len, self.lines)) + 2 * len(self.lines) + self.other_bytes
+        """Bytes of all fields so far, with their line ends."""
+        for line in self.lines[self._counted :]:
+            self._counted_bytes += len(line) + 2
+        self._counted = len(self.lines)
+        return self._counted_bytes
 
     def _take(self, lower: bytes, value: bytes) -> None:
         earlier = self.special.get(lower)
@@ -375,7 +377,9 @@ class _MessageParser(ABC):
         if head is not None and head.content_length:
             # The rest of this content is counted; llhttp's own count is left behind.
             self._left = head.content_length - self._seen
-        elif begun and self._overhead > self._max_head:
+        elif self._may_be_long and (
+            self._overhead > self._max_head or (head is None and self._is_too_long())
+        ):
             what = "head" if head is None else "trailer"
             self._fail(Malformed(431, f"{what} larger than {self._max_head} bytes"))
         return b""
@@ -476,8 +480,11 @@ class _MessageParser(ABC):
 
     def _check_size(self) -> None:
         """Hold a whole head to its limit; ``_overhead`` does for one that is not whole yet."""
-        if _START_LINE_BYTES + self._start_bytes + self._fields.size > self._max_head:
+        if self._is_too_long():
             raise _Refusal(431, f"head larger than {self._max_head} bytes")
+
+    def _is_too_long(self) -> bool:
+        return _START_LINE_BYTES + self._start_bytes + self._fields.size() > self._max_head
 
     # -- what differs ----------------------------------------------------------------------------
 
