@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.errors import Forbidden, GatewayError, SessionNotFound
-from gateway.proxy import http1, pages, tunnel
+from gateway.proxy import heads, http1, pages, tunnel
 from gateway.proxy.http1 import END, Malformed, RequestHead, ResponseHead
 from gateway.proxy.upstream import Pool, UpstreamConnection, UpstreamUnreachable
 from gateway.session import ENDED, PENDING, Route, SessionId, State
@@ -152,7 +152,7 @@ class Exchange:
         for data in early:
             self.request_content(data)
         if self._request_complete and self.head.chunked:
-            upstream.transport.write(http1.LAST_CHUNK)
+            upstream.transport.write(heads.LAST_CHUNK)
         if early:
             self.client.update_reading()
 
@@ -161,13 +161,13 @@ class Exchange:
         if self._upstream is None:
             self._early.append(data)  # the client is paused meanwhile: see `blocked`
         else:
-            self._upstream.transport.write(http1.chunk(data) if self.head.chunked else data)
+            self._upstream.transport.write(heads.chunk(data) if self.head.chunked else data)
 
     def request_end(self) -> None:
         """The request is complete."""
         self._request_complete = True
         if self._upstream is not None and self.head.chunked:
-            self._upstream.transport.write(http1.LAST_CHUNK)
+            self._upstream.transport.write(heads.LAST_CHUNK)
 
     @property
     def blocked(self) -> bool:
@@ -291,7 +291,7 @@ class Exchange:
                 break  # what follows, nobody asked for: see UpstreamConnection.release
             if type(event) is bytes:
                 if event and self.head.method != b"HEAD":
-                    out.append(http1.chunk(event) if self._chunked else event)
+                    out.append(heads.chunk(event) if self._chunked else event)
             elif type(event) is ResponseHead:
                 if event.status == 101:
                     self._switch(event, out)
@@ -302,7 +302,7 @@ class Exchange:
                 self._broken(event)
                 return
         if finished and self._chunked and self.head.method != b"HEAD":
-            out.append(http1.LAST_CHUNK)
+            out.append(heads.LAST_CHUNK)
         self._write(out)
         if finished:
             self._finish()
@@ -317,7 +317,7 @@ class Exchange:
             # RFC 9110 15.2: interim responses are passed on, but never to a HTTP/1.0 client.
             if not head.http10:
                 out.append(
-                    http1.response_head(
+                    heads.response_head(
                         response, extra=self.plane.replica_field, connection=b"", chunked=False
                     )
                 )
@@ -340,7 +340,7 @@ class Exchange:
         self.plane.stats.count(response.status)
         self.place.rewrite(response, head, self._pool)
         out.append(
-            http1.response_head(
+            heads.response_head(
                 response,
                 extra=self.plane.replica_field,
                 connection=_connection_value(head, keep_alive=self._keep_alive),
@@ -441,7 +441,7 @@ class Exchange:
         special = self.head.special
         protocol = response.special.get(b"sec-websocket-protocol", b"")
         out.append(
-            http1.switching_head(
+            heads.switching_head(
                 response,
                 upgrade=response.upgrade,
                 protocol=protocol if b"sec-websocket-protocol" in special else b"",

@@ -24,14 +24,14 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
-from http import HTTPStatus
 from typing import Any, Final
 
 import httptools
+
+from gateway.proxy.fields import REQUEST_NAMES, RESPONSE_NAMES, WHITESPACE, Fields, Names, Refusal
 
 
 class _End(Enum):
@@ -94,164 +94,8 @@ class Malformed:
 RequestEvent = RequestHead | bytes | _End | Malformed
 ResponseEvent = ResponseHead | bytes | _End | Malformed
 
-#: Fields that concern one connection only (RFC 9110 7.6.1), or that the gateway writes itself.
-_DROPPED: Final = frozenset(
-    {
-        b"keep-alive",
-        b"proxy-connection",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"te",
-        b"trailer",
-        b"transfer-encoding",
-        b"http2-settings",
-        # Header profile A: nothing of the public address reaches the dev server.
-        b"forwarded",
-        b"x-forwarded-for",
-        b"x-forwarded-host",
-        b"x-forwarded-proto",
-        b"x-forwarded-port",
-        b"x-forwarded-prefix",
-        b"x-forwarded-server",
-        b"x-real-ip",
-        b"x-preview-replica",
-    }
-)
-_REQUEST_SPECIAL: Final = frozenset(
-    {
-        b"host",
-        b"connection",
-        b"content-length",
-        b"transfer-encoding",
-        b"upgrade",
-        b"origin",
-        b"expect",
-        b"authorization",
-        b"sec-websocket-protocol",
-    }
-)
-#: Read by the gateway and passed on all the same.
-_REQUEST_NOTED: Final = frozenset(
-    {b"accept", b"sec-fetch-mode", b"sec-websocket-key", b"sec-websocket-version"}
-)
-_RESPONSE_SPECIAL: Final = frozenset(
-    {
-        b"connection",
-        b"content-length",
-        b"transfer-encoding",
-        b"upgrade",
-        b"location",
-        b"access-control-allow-origin",
-        b"sec-websocket-protocol",
-    }
-)
-_RESPONSE_NOTED: Final = frozenset({b"sec-websocket-accept"})
-#: Single-valued fields: a second one makes the message ambiguous.
-_ONCE: Final = frozenset({b"host", b"origin", b"authorization", b"sec-websocket-key", b"location"})
-
-#: Passed on by value; unlike the rest of what is special they end here when Connection says so.
-_CARRIED: Final = frozenset(
-    {
-        b"authorization",
-        b"expect",
-        b"sec-websocket-protocol",
-        b"location",
-        b"access-control-allow-origin",
-    }
-)
 #: What counts of a head besides its fields and its target: method, version, spaces, line ends.
 _START_LINE_BYTES: Final = 32
-#: Distinct names that are recognised at first sight; enough for all browsers and frameworks.
-_MAX_NAMES: Final = 1024
-_WHITESPACE: Final = b" \t"
-
-
-class _Refusal(Exception):
-    """Raised inside llhttp's callbacks; becomes a Malformed event."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.malformed = Malformed(status, message)
-
-
-class _Names:
-    """What becomes of the fields of requests, or of responses, by their names."""
-
-    __slots__ = ("noted", "ordinary", "special")
-
-    def __init__(self, special: frozenset[bytes], noted: frozenset[bytes]) -> None:
-        self.special = special
-        self.noted = noted
-        #: Names, as they were written, that are known to be nothing but passed on.
-        self.ordinary: set[bytes] = set()
-
-    def learn(self, name: bytes) -> None:
-        """Recognise an ordinary name at first sight from now on."""
-        if len(self.ordinary) < _MAX_NAMES:
-            self.ordinary.add(name)
-
-
-class _Fields:
-    """Collects the fields of one head, sorted by what becomes of them."""
-
-    __slots__ = ("_counted", "_counted_bytes", "_names", "lines", "special")
-
-    def __init__(self, names: _Names) -> None:
-        self._names = names
-        self.lines: list[bytes] = []
-        self.special: dict[bytes, bytes] = {}
-        self._counted = 0
-        self._counted_bytes = 0
-
-    def add(self, name: bytes, value: bytes) -> None:
-        """Take in a field whose name is not known to be ordinary."""
-        names, lower = self._names, name.lower()
-        noted = lower in names.noted
-        if noted or lower in names.special:
-            self._take(lower, value.strip(_WHITESPACE))
-        if lower in names.special or lower in _DROPPED or self._is_alias(lower):
-            self._counted_bytes += len(name) + len(value) + 4
-            return
-        self.lines.append(name + b": " + value)
-        if not noted:
-            names.learn(name)
-
-    def _is_alias(self, lower: bytes) -> bool:
-        # X_Forwarded_For becomes X-Forwarded-For in what follows CGI's naming (PEP 3333).
-        if b"_" not in lower:
-            return False
-        name = lower.replace(b"_", b"-")
-        return name in _DROPPED or name in self._names.special or name in self._names.noted
-
-    def size(self) -> int:
-        """Bytes of all fields so far, with their line ends."""
-        for line in self.lines[self._counted :]:
-            self._counted_bytes += len(line) + 2
-        self._counted = len(self.lines)
-        return self._counted_bytes
-
-    def _take(self, lower: bytes, value: bytes) -> None:
-        earlier = self.special.get(lower)
-        if earlier is None:
-            self.special[lower] = value
-        elif lower in _ONCE:
-            raise _Refusal(400, f"more than one {lower.decode()} field")
-        else:
-            self.special[lower] = b"%b, %b" % (earlier, value)
-
-    def drop_named_in_connection(self) -> None:
-        # RFC 9110 7.6.1: Connection names further fields that end at this hop.
-        connection = self.special.get(b"connection")
-        if connection is None:
-            return
-        named = {token.strip(_WHITESPACE).lower() for token in connection.split(b",")}
-        named -= {b"close", b"keep-alive", b"upgrade", b""}
-        if named:
-            self.lines = [
-                line for line in self.lines if line[: line.index(b":")].lower() not in named
-            ]
-            for name in named & _CARRIED:
-                self.special.pop(name, None)
 
 
 class HeadCache:
@@ -283,10 +127,6 @@ class HeadCache:
             self._heads[block] = head
 
 
-_REQUEST_NAMES: Final = _Names(_REQUEST_SPECIAL, _REQUEST_NOTED)
-_RESPONSE_NAMES: Final = _Names(_RESPONSE_SPECIAL, _RESPONSE_NOTED)
-
-
 class _MessageParser(ABC):
     """What requests and responses share: feeding llhttp, limits, content of known length."""
 
@@ -310,7 +150,7 @@ class _MessageParser(ABC):
     )
 
     _head: RequestHead | ResponseHead | None
-    _names: _Names
+    _names: Names
     events: deque[Any]
 
     def __init__(self, *, max_head: int) -> None:
@@ -333,7 +173,7 @@ class _MessageParser(ABC):
         self._start_bytes = 0
         self._seen = 0
         self._overhead = 0
-        self._fields = _Fields(self._names)
+        self._fields = Fields(self._names)
 
     @property
     def in_message(self) -> bool:
@@ -386,12 +226,12 @@ class _MessageParser(ABC):
 
     def _refuse(self, exc: httptools.HttpParserError) -> None:
         cause = exc.__context__
-        if isinstance(exc, httptools.HttpParserCallbackError) and not isinstance(cause, _Refusal):
+        if isinstance(exc, httptools.HttpParserCallbackError) and not isinstance(cause, Refusal):
             raise exc
         if self._done:
             return  # what follows a message with `Connection: close` is ignored (RFC 9112 9.6)
-        if isinstance(cause, _Refusal):
-            self._fail(cause.malformed)
+        if isinstance(cause, Refusal):
+            self._fail(Malformed(cause.status, str(cause)))
         else:
             self._fail(Malformed(400, f"malformed message: {exc}"))
 
@@ -481,7 +321,7 @@ class _MessageParser(ABC):
     def _check_size(self) -> None:
         """Hold a whole head to its limit; ``_overhead`` does for one that is not whole yet."""
         if self._is_too_long():
-            raise _Refusal(431, f"head larger than {self._max_head} bytes")
+            raise Refusal(431, f"head larger than {self._max_head} bytes")
 
     def _is_too_long(self) -> bool:
         return _START_LINE_BYTES + self._start_bytes + self._fields.size() > self._max_head
@@ -494,7 +334,7 @@ class _MessageParser(ABC):
 
     @abstractmethod
     def _new_head(self) -> RequestHead | ResponseHead:
-        """The head that has come in, checked; raises _Refusal."""
+        """The head that has come in, checked; raises Refusal."""
 
 
 class RequestParser(_MessageParser):
@@ -502,7 +342,7 @@ class RequestParser(_MessageParser):
 
     __slots__ = ("_max_target", "_target")
 
-    _names = _REQUEST_NAMES
+    _names = REQUEST_NAMES
 
     def __init__(self, *, max_head: int, max_target: int) -> None:
         self._max_target = max_target
@@ -513,7 +353,7 @@ class RequestParser(_MessageParser):
             return
         self._target += url
         if len(self._target) > self._max_target:
-            raise _Refusal(414, f"request target longer than {self._max_target} bytes")
+            raise Refusal(414, f"request target longer than {self._max_target} bytes")
         self._start_bytes += len(url)
 
     def _begin(self) -> None:
@@ -560,18 +400,18 @@ class RequestParser(_MessageParser):
         llhttp, special = self._llhttp, self._fields.special
         version = llhttp.get_http_version()
         if version not in _VERSIONS:
-            raise _Refusal(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
+            raise Refusal(505, "only HTTP/1.0 and HTTP/1.1 are spoken here")
         method = llhttp.get_method()
         if method == b"CONNECT":
-            raise _Refusal(405, "CONNECT is not offered")
+            raise Refusal(405, "CONNECT is not offered")
         if b"#" in self._target:
-            raise _Refusal(400, "a request target has no fragment (RFC 9112 3.2)")
+            raise Refusal(400, "a request target has no fragment (RFC 9112 3.2)")
         host = special.get(b"host")
         if host is None:
             if version == "1.1":
-                raise _Refusal(400, "no Host field (RFC 9112 3.2)")
+                raise Refusal(400, "no Host field (RFC 9112 3.2)")
         elif len(host) > _MAX_HOST or not _is_host(host):
-            raise _Refusal(400, "the Host field is no host name with an optional port")
+            raise Refusal(400, "the Host field is no host name with an optional port")
         chunked, length = _framing(special, version)
         upgrade = b""
         # RFC 9110 7.8: an Upgrade from a HTTP/1.0 client is ignored.
@@ -579,7 +419,7 @@ class RequestParser(_MessageParser):
             upgrade = _followed(special.get(b"upgrade", b""))
         if upgrade:
             if chunked or length:
-                raise _Refusal(400, "an upgrade request with content is refused")
+                raise Refusal(400, "an upgrade request with content is refused")
             if is_websocket(upgrade):
                 _check_handshake(method, special)
         return RequestHead(
@@ -600,7 +440,7 @@ class ResponseParser(_MessageParser):
 
     __slots__ = ("_bodyless", "_reason", "_skipping")
 
-    _names = _RESPONSE_NAMES
+    _names = RESPONSE_NAMES
 
     def __init__(self, *, max_head: int) -> None:
         self._bodyless = False
@@ -641,12 +481,12 @@ class ResponseParser(_MessageParser):
 
     def on_body(self, data: bytes) -> None:
         if self._skipping:
-            raise _Refusal(502, "content in an answer to HEAD")
+            raise Refusal(502, "content in an answer to HEAD")
         super().on_body(data)
 
     def on_message_complete(self) -> None:
         if self._skipping:
-            raise _Refusal(502, "content in an answer to HEAD")
+            raise Refusal(502, "content in an answer to HEAD")
         super().on_message_complete()
 
     def _begin(self) -> None:
@@ -660,10 +500,10 @@ class ResponseParser(_MessageParser):
         llhttp, special = self._llhttp, self._fields.special
         version = llhttp.get_http_version()
         if version not in _VERSIONS:
-            raise _Refusal(502, f"the dev server answered with HTTP/{version}")
+            raise Refusal(502, f"the dev server answered with HTTP/{version}")
         status = llhttp.get_status_code()
         if status < 100 or not _REASON.fullmatch(self._reason):
-            raise _Refusal(502, "malformed status line")
+            raise Refusal(502, "malformed status line")
         chunked, length = _framing(special, version)
         # RFC 9112 6.3: these have no content, whatever their fields say.
         empty = status < 200 or status in (204, 304)
@@ -696,14 +536,14 @@ def _framing(special: dict[bytes, bytes], version: str) -> tuple[bool, int | Non
     length = special.get(b"content-length")
     if coding is not None:
         if coding.lower() != b"chunked":
-            raise _Refusal(501, "the only transfer coding spoken here is chunked")
+            raise Refusal(501, "the only transfer coding spoken here is chunked")
         if version == "1.0" or length is not None:
-            raise _Refusal(400, "ambiguous framing: Transfer-Encoding with other framing")
+            raise Refusal(400, "ambiguous framing: Transfer-Encoding with other framing")
         return True, None
     if length is None:
         return False, None
     if not length.isdigit():
-        raise _Refusal(400, "Content-Length is no number")
+        raise Refusal(400, "Content-Length is no number")
     return False, int(length)
 
 
@@ -722,7 +562,7 @@ def _is_host(value: bytes) -> bool:
 
 def _followed(value: bytes) -> bytes:
     """The protocols of an Upgrade field without h2c, which would bypass all that is done here."""
-    tokens = (token.strip(_WHITESPACE) for token in value.split(b","))
+    tokens = (token.strip(WHITESPACE) for token in value.split(b","))
     return b", ".join(token for token in tokens if token and token.lower() not in (b"h2c", b"h2"))
 
 
@@ -733,136 +573,15 @@ def _check_handshake(method: bytes, special: dict[bytes, bytes]) -> None:
     except binascii.Error:
         key = b""
     if method != b"GET" or len(key) != 16:
-        raise _Refusal(400, "a WebSocket handshake is a GET with a Sec-WebSocket-Key of 16 bytes")
+        raise Refusal(400, "a WebSocket handshake is a GET with a Sec-WebSocket-Key of 16 bytes")
     if special.get(b"sec-websocket-version") != b"13":
-        raise _Refusal(400, "the only Sec-WebSocket-Version spoken here is 13 (RFC 6455)")
+        raise Refusal(400, "the only Sec-WebSocket-Version spoken here is 13 (RFC 6455)")
 
 
 def is_websocket(upgrade: bytes) -> bool:
     """Whether WebSocket is among the protocols of an Upgrade field."""
     return any(token.strip().lower() == b"websocket" for token in upgrade.split(b","))
 
-
-# -- heads that go out ---------------------------------------------------------------------------
-
-
-def request_head(
-    head: RequestHead,
-    *,
-    host: bytes,
-    origin: bytes | None = None,
-    target: bytes | None = None,
-    extra: Iterable[bytes] = (),
-) -> bytes:
-    """The head as it goes upstream, with our own framing and connection fields.
-
-    ``origin`` replaces the value of Origin where one was sent; None leaves it out. ``extra`` are
-    further field lines. ``target`` replaces the request target.
-    """
-    if head.block and target is None and not extra:
-        return b"%b %b HTTP/1.1\r\nHost: %b%b" % (head.method, head.target, host, head.block)
-    lines = [
-        b"%b %b HTTP/1.1" % (head.method, head.target if target is None else target),
-        b"Host: " + host,
-    ]
-    lines += head.lines
-    lines += extra
-    special = head.special
-    if origin is not None and b"origin" in special:
-        lines.append(b"Origin: " + origin)
-    if b"authorization" in special:
-        lines.append(b"Authorization: " + special[b"authorization"])
-    if b"sec-websocket-protocol" in special:
-        lines.append(b"Sec-WebSocket-Protocol: " + special[b"sec-websocket-protocol"])
-    if b"expect" in special:
-        lines.append(b"Expect: " + special[b"expect"])
-    if head.upgrade:
-        lines.append(b"Connection: Upgrade\r\nUpgrade: " + head.upgrade)
-    elif head.chunked:
-        lines.append(b"Transfer-Encoding: chunked")
-    elif b"content-length" in special:
-        lines.append(b"Content-Length: %d" % head.content_length)
-    lines.append(b"\r\n")
-    return b"\r\n".join(lines)
-
-
-def response_head(
-    head: ResponseHead, *, extra: bytes, connection: bytes, chunked: bool, to_head: bool = False
-) -> bytes:
-    """The head as it goes to the client. ``extra`` are complete field lines (with CRLF).
-
-    ``connection`` is the value of Connection, if any. ``chunked`` says that content is sent in
-    chunks; ``to_head`` that the request was HEAD in HTTP/1.1, whose answer announces what it has
-    not.
-    """
-    lines = [b"HTTP/1.1 %d %b" % (head.status, head.reason)]
-    lines += head.lines
-    special = head.special
-    for lower, name in _RESPONSE_REWRITTEN:
-        if lower in special:
-            lines.append(name + special[lower])
-    if chunked:
-        lines.append(b"Transfer-Encoding: chunked")
-    elif b"content-length" in special and head.status >= 200 and head.status != 204:
-        lines.append(b"Content-Length: " + special[b"content-length"])
-    elif to_head and b"transfer-encoding" in special:
-        # An answer to HEAD has the fields that one to GET would have had (RFC 9110 9.3.2).
-        lines.append(b"Transfer-Encoding: chunked")
-    if connection:
-        lines.append(b"Connection: " + connection)
-    lines.append(extra)
-    lines.append(b"")
-    return b"\r\n".join(lines)
-
-
-_RESPONSE_REWRITTEN: Final = (
-    (b"location", b"Location: "),
-    (b"access-control-allow-origin", b"Access-Control-Allow-Origin: "),
-)
-
-
-def switching_head(head: ResponseHead, *, upgrade: bytes, protocol: bytes, extra: bytes) -> bytes:
-    """The 101 that goes to the client; ``protocol`` is the subprotocol, empty for none."""
-    lines = [b"HTTP/1.1 101 Switching Protocols", *head.lines]
-    if protocol:
-        lines.append(b"Sec-WebSocket-Protocol: " + protocol)
-    lines.append(b"Connection: Upgrade")
-    lines.append(b"Upgrade: " + upgrade)
-    lines.append(extra)
-    lines.append(b"")
-    return b"\r\n".join(lines)
-
-
-def simple_response(
-    status: int,
-    body: bytes,
-    *,
-    content_type: str,
-    fields: Iterable[tuple[str, str]] = (),
-    keep_alive: bool = True,
-    to_head: bool = False,
-) -> bytes:
-    """A whole response of the gateway's own."""
-    phrase = HTTPStatus(status).phrase
-    lines = [
-        f"HTTP/1.1 {status} {phrase}",
-        f"Content-Type: {content_type}",
-        f"Content-Length: {len(body)}",
-        "Cache-Control: no-store",
-        *(f"{name}: {value}" for name, value in fields),
-    ]
-    if not keep_alive:
-        lines.append("Connection: close")
-    head = "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n\r\n"
-    return head if to_head else head + body
-
-
-def chunk(data: bytes) -> bytes:
-    """``data`` as one chunk (RFC 9112 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-LAST_CHUNK: Final = b"0\r\n\r\n"
 
 _WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 

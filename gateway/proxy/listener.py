@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any, Final, cast
 
 from gateway.errors import RegistryUnavailable, SessionNotFound
-from gateway.proxy import http1
+from gateway.proxy import heads
 from gateway.proxy.exchange import Exchange, forbidden_origin
 from gateway.proxy.http1 import END, Malformed, RequestHead, RequestParser
 from gateway.proxy.place import CONTROL, is_internal
@@ -280,7 +280,7 @@ class ClientConnection(asyncio.Protocol):
             all_fields.append(("Retry-After", str(retry_after)))
         self.plane.stats.count(status)
         self.transport.write(
-            http1.simple_response(
+            heads.simple_response(
                 status,
                 body,
                 content_type=content_type,

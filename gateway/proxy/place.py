@@ -11,7 +11,7 @@ import re
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
-from gateway.proxy import http1
+from gateway.proxy import heads
 from gateway.proxy.http1 import RequestHead, ResponseHead
 from gateway.proxy.upstream import Pool
 from gateway.session import Route, is_session_id
@@ -64,7 +64,7 @@ class Place:
         target = None
         if self.session_id is not None and self.reserved is not None:
             target = INTERNAL + b"previews/" + self.session_id.encode() + b"/" + self.reserved
-        return http1.request_head(
+        return heads.request_head(
             head,
             host=head.special.get(b"host", b"localhost"),
             origin=head.special.get(b"origin"),
@@ -76,7 +76,7 @@ class Place:
         """The head for the dev server, in header profile A."""
         if head.upgrade and self.rest.partition(b"?")[0] == HMR and route.hmr.protocol:
             return self._hmr_head(head, pool, route)
-        return http1.request_head(head, host=pool.host, origin=pool.origin)
+        return heads.request_head(head, host=pool.host, origin=pool.origin)
 
     def _hmr_head(self, head: RequestHead, pool: Pool, route: Route) -> bytes:
         """The well-known HMR address: the dev server's own path and subprotocol are put in.
@@ -87,7 +87,7 @@ class Place:
         if b"sec-websocket-protocol" not in head.special:
             extra = (b"Sec-WebSocket-Protocol: " + route.hmr.protocol.encode(),)
         target = (route.base + route.hmr.path).encode()
-        return http1.request_head(head, host=pool.host, target=target, extra=extra)
+        return heads.request_head(head, host=pool.host, target=target, extra=extra)
 
     def rewrite(self, response: ResponseHead, head: RequestHead, pool: Pool | None) -> None:
         """Put right what the dev server, which thinks it is at ``pool.origin``, says of itself."""

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.proxy import http1
+from gateway.proxy import heads, http1
 from gateway.proxy.http1 import (
     END,
     Malformed,
@@ -244,7 +244,7 @@ def test_what_connection_names_ends_here() -> None:
 
 def test_lengths_are_checked_once_more() -> None:
     """llhttp refuses them already; one parser alone is not trusted with framing."""
-    with pytest.raises(http1._Refusal):
+    with pytest.raises(http1.Refusal):
         http1._framing({b"content-length": b"+1"}, "1.1")
 
 
@@ -450,12 +450,12 @@ def test_a_request_head_goes_out_with_framing_of_our_own() -> None:
             start=b"POST /a HTTP/1.1",
         )
     )
-    assert http1.request_head(head, host=b"h", origin=b"http://h", extra=(b"E: f",)) == (
+    assert heads.request_head(head, host=b"h", origin=b"http://h", extra=(b"E: f",)) == (
         b"POST /a HTTP/1.1\r\nHost: h\r\nX: y\r\nE: f\r\nOrigin: http://h\r\nAuthorization: a\r\n"
         b"Sec-WebSocket-Protocol: p\r\nExpect: 100-continue\r\nContent-Length: 3\r\n\r\n"
     )
-    assert b"Origin" not in http1.request_head(head, host=b"h")
-    assert http1.request_head(head, host=b"h", target=b"/b").startswith(b"POST /b HTTP/1.1\r\n")
+    assert b"Origin" not in heads.request_head(head, host=b"h")
+    assert heads.request_head(head, host=b"h", target=b"/b").startswith(b"POST /b HTTP/1.1\r\n")
 
 
 @pytest.mark.parametrize(
@@ -467,14 +467,14 @@ def test_a_request_head_goes_out_with_framing_of_our_own() -> None:
     ],
 )
 def test_each_framing_has_its_field(lines: tuple[bytes, ...], last: bytes) -> None:
-    sent = http1.request_head(head_of(request(*lines)), host=b"h")
+    sent = heads.request_head(head_of(request(*lines)), host=b"h")
     assert sent == b"GET / HTTP/1.1\r\nHost: h\r\n" + (last + b"\r\n" if lines else b"") + b"\r\n"
 
 
 def sent_response(data: bytes, to: bytes = b"GET", **options: Any) -> bytes:
     head = responses(data, to=to)[0]
     defaults = {"extra": b"E: f\r\n", "connection": b"", "chunked": False}
-    return http1.response_head(head, **{**defaults, **options})
+    return heads.response_head(head, **{**defaults, **options})
 
 
 def test_a_response_head_goes_out_with_framing_of_our_own() -> None:
@@ -496,7 +496,7 @@ def test_a_101_goes_out_with_the_subprotocol_if_there_is_one() -> None:
     start = b"HTTP/1.1 101 S"
     head = responses(response(b"Connection: upgrade", b"Upgrade: x", b"A: b", start=start))[0]
     for protocol, line in ((b"", b""), (b"p", b"Sec-WebSocket-Protocol: p\r\n")):
-        sent = http1.switching_head(head, upgrade=b"x", protocol=protocol, extra=b"E: f\r\n")
+        sent = heads.switching_head(head, upgrade=b"x", protocol=protocol, extra=b"E: f\r\n")
         assert sent == (
             b"HTTP/1.1 101 Switching Protocols\r\nA: b\r\n"
             + line
@@ -505,18 +505,18 @@ def test_a_101_goes_out_with_the_subprotocol_if_there_is_one() -> None:
 
 
 def test_a_simple_response_is_complete() -> None:
-    sent = http1.simple_response(
+    sent = heads.simple_response(
         404, b"no", content_type="text/plain", fields=[("A", "b")], keep_alive=False
     )
     assert sent == (
         b"HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: 2\r\n"
         b"Cache-Control: no-store\r\nA: b\r\nConnection: close\r\n\r\nno"
     )
-    assert http1.simple_response(200, b"no", content_type="a", to_head=True).endswith(b"\r\n\r\n")
+    assert heads.simple_response(200, b"no", content_type="a", to_head=True).endswith(b"\r\n\r\n")
 
 
 def test_a_chunk_tells_its_size_in_hexadecimal() -> None:
-    assert http1.chunk(b"a" * 26) == b"1a\r\n" + b"a" * 26 + b"\r\n"
+    assert heads.chunk(b"a" * 26) == b"1a\r\n" + b"a" * 26 + b"\r\n"
 
 
 def test_the_accept_key_is_that_of_the_rfc() -> None:
@@ -587,7 +587,7 @@ def test_the_fields_of_a_known_head_go_out_as_at_first(forgetful: Callable[[], N
     first, again = RequestParser(**LIMITS), RequestParser(**LIMITS)
     first.feed(data)
     again.feed(data)
-    heads = [http1.request_head(p.events[0], host=b"localhost:1") for p in (first, again)]
+    heads = [heads.request_head(p.events[0], host=b"localhost:1") for p in (first, again)]
     assert heads[0] == heads[1] == b"GET /a HTTP/1.1\r\nHost: localhost:1\r\nX-B: c\r\n\r\n"
 
 
@@ -739,8 +739,8 @@ def test_no_bytes_make_a_parser_raise(parts: list[bytes], start: bytes) -> None:
 def test_content_arrives_whole(chunks: list[bytes], chunked: bool) -> None:
     content = b"".join(chunks)
     if chunked:
-        data = request(b"Transfer-Encoding: chunked") + b"".join(map(http1.chunk, chunks))
-        data += http1.LAST_CHUNK
+        data = request(b"Transfer-Encoding: chunked") + b"".join(map(heads.chunk, chunks))
+        data += heads.LAST_CHUNK
     else:
         data = request(b"Content-Length: %d" % len(content)) + content
     head, *body, end = requests(data)
@@ -754,7 +754,7 @@ def test_what_goes_out_reads_as_what_came_in(data: bytes) -> None:
     """And never as anything that is refused, or that ends elsewhere."""
     for event in requests(data):
         if isinstance(event, RequestHead):
-            (again, *_) = requests(http1.request_head(event, host=b"a"))
+            (again, *_) = requests(heads.request_head(event, host=b"a"))
             assert isinstance(again, RequestHead)
             assert (again.method, again.target) == (event.method, event.target)
             assert (again.content_length, again.chunked) == (event.content_length, event.chunked)

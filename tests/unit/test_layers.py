@@ -18,6 +18,7 @@ RANKS: Final[dict[str, int]] = {
     "gateway.session": 1,
     "gateway.settings": 1,
     "gateway.telemetry": 1,
+    "gateway.proxy.fields": 1,
     "gateway.proxy.http1": 1,
     "gateway.registry.base": 2,
     "gateway.spawner.base": 2,

@@ -1,0 +1,170 @@
+"""The fields of a message: which end here, which the gateway acts upon, which pass. Pure.
+
+RFC 9110 7.6.1 says which fields concern one connection only; which others of a request end here is
+header profile A of the architecture document.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: Fields that concern one connection only (RFC 9110 7.6.1), or that the gateway writes itself.
+_DROPPED: Final = frozenset(
+    {
+        b"keep-alive",
+        b"proxy-connection",
+        b"proxy-authenticate",
+        b"proxy-authorization",
+        b"te",
+        b"trailer",
+        b"transfer-encoding",
+        b"http2-settings",
+        # Header profile A: nothing of the public address reaches the dev server.
+        b"forwarded",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+        b"x-forwarded-port",
+        b"x-forwarded-prefix",
+        b"x-forwarded-server",
+        b"x-real-ip",
+        b"x-preview-replica",
+    }
+)
+_REQUEST_SPECIAL: Final = frozenset(
+    {
+        b"host",
+        b"connection",
+        b"content-length",
+        b"transfer-encoding",
+        b"upgrade",
+        b"origin",
+        b"expect",
+        b"authorization",
+        b"sec-websocket-protocol",
+    }
+)
+#: Read by the gateway and passed on all the same.
+_REQUEST_NOTED: Final = frozenset(
+    {b"accept", b"sec-fetch-mode", b"sec-websocket-key", b"sec-websocket-version"}
+)
+_RESPONSE_SPECIAL: Final = frozenset(
+    {
+        b"connection",
+        b"content-length",
+        b"transfer-encoding",
+        b"upgrade",
+        b"location",
+        b"access-control-allow-origin",
+        b"sec-websocket-protocol",
+    }
+)
+_RESPONSE_NOTED: Final = frozenset({b"sec-websocket-accept"})
+#: Single-valued fields: a second one makes the message ambiguous.
+_ONCE: Final = frozenset({b"host", b"origin", b"authorization", b"sec-websocket-key", b"location"})
+
+#: Passed on by value; unlike the rest of what is special they end here when Connection says so.
+_CARRIED: Final = frozenset(
+    {
+        b"authorization",
+        b"expect",
+        b"sec-websocket-protocol",
+        b"location",
+        b"access-control-allow-origin",
+    }
+)
+#: Distinct names that are recognised at first sight; enough for all browsers and frameworks.
+_MAX_NAMES: Final = 1024
+WHITESPACE: Final = b" \t"
+
+
+class Refusal(Exception):
+    """Raised inside llhttp's callbacks; becomes a Malformed event."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Names:
+    """What becomes of the fields of requests, or of responses, by their names."""
+
+    __slots__ = ("noted", "ordinary", "special")
+
+    def __init__(self, special: frozenset[bytes], noted: frozenset[bytes]) -> None:
+        self.special = special
+        self.noted = noted
+        #: Names, as they were written, that are known to be nothing but passed on.
+        self.ordinary: set[bytes] = set()
+
+    def learn(self, name: bytes) -> None:
+        """Recognise an ordinary name at first sight from now on."""
+        if len(self.ordinary) < _MAX_NAMES:
+            self.ordinary.add(name)
+
+
+class Fields:
+    """Collects the fields of one head, sorted by what becomes of them."""
+
+    __slots__ = ("_counted", "_counted_bytes", "_names", "lines", "special")
+
+    def __init__(self, names: Names) -> None:
+        self._names = names
+        self.lines: list[bytes] = []
+        self.special: dict[bytes, bytes] = {}
+        self._counted = 0
+        self._counted_bytes = 0
+
+    def add(self, name: bytes, value: bytes) -> None:
+        """Take in a field whose name is not known to be ordinary."""
+        names, lower = self._names, name.lower()
+        noted = lower in names.noted
+        if noted or lower in names.special:
+            self._take(lower, value.strip(WHITESPACE))
+        if lower in names.special or lower in _DROPPED or self._is_alias(lower):
+            self._counted_bytes += len(name) + len(value) + 4
+            return
+        self.lines.append(name + b": " + value)
+        if not noted:
+            names.learn(name)
+
+    def _is_alias(self, lower: bytes) -> bool:
+        # X_Forwarded_For becomes X-Forwarded-For in what follows CGI's naming (PEP 3333).
+        if b"_" not in lower:
+            return False
+        name = lower.replace(b"_", b"-")
+        return name in _DROPPED or name in self._names.special or name in self._names.noted
+
+    def size(self) -> int:
+        """Bytes of all fields so far, with their line ends."""
+        for line in self.lines[self._counted :]:
+            self._counted_bytes += len(line) + 2
+        self._counted = len(self.lines)
+        return self._counted_bytes
+
+    def _take(self, lower: bytes, value: bytes) -> None:
+        earlier = self.special.get(lower)
+        if earlier is None:
+            self.special[lower] = value
+        elif lower in _ONCE:
+            raise Refusal(400, f"more than one {lower.decode()} field")
+        else:
+            self.special[lower] = b"%b, %b" % (earlier, value)
+
+    def drop_named_in_connection(self) -> None:
+        # RFC 9110 7.6.1: Connection names further fields that end at this hop.
+        connection = self.special.get(b"connection")
+        if connection is None:
+            return
+        named = {token.strip(WHITESPACE).lower() for token in connection.split(b",")}
+        named -= {b"close", b"keep-alive", b"upgrade", b""}
+        if named:
+            self.lines = [
+                line for line in self.lines if line[: line.index(b":")].lower() not in named
+            ]
+            for name in named & _CARRIED:
+                self.special.pop(name, None)
+
+
+REQUEST_NAMES: Final = Names(_REQUEST_SPECIAL, _REQUEST_NOTED)
+RESPONSE_NAMES: Final = Names(_RESPONSE_SPECIAL, _RESPONSE_NOTED)

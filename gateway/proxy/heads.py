@@ -1,0 +1,132 @@
+"""Message heads that go out: rewritten, or of the gateway's own. Pure.
+
+Fields that concern one connection were taken out by the parser (``http1``); what each connection
+needs is put in here, so that no framing is ever passed on from one side to the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from http import HTTPStatus
+from typing import Final
+
+from gateway.proxy.http1 import RequestHead, ResponseHead
+
+
+def request_head(
+    head: RequestHead,
+    *,
+    host: bytes,
+    origin: bytes | None = None,
+    target: bytes | None = None,
+    extra: Iterable[bytes] = (),
+) -> bytes:
+    """The head as it goes upstream, with our own framing and connection fields.
+
+    ``origin`` replaces the value of Origin where one was sent; None leaves it out. ``extra`` are
+    further field lines. ``target`` replaces the request target.
+    """
+    if head.block and target is None and not extra:
+        return b"%b %b HTTP/1.1\r\nHost: %b%b" % (head.method, head.target, host, head.block)
+    lines = [
+        b"%b %b HTTP/1.1" % (head.method, head.target if target is None else target),
+        b"Host: " + host,
+    ]
+    lines += head.lines
+    lines += extra
+    special = head.special
+    if origin is not None and b"origin" in special:
+        lines.append(b"Origin: " + origin)
+    if b"authorization" in special:
+        lines.append(b"Authorization: " + special[b"authorization"])
+    if b"sec-websocket-protocol" in special:
+        lines.append(b"Sec-WebSocket-Protocol: " + special[b"sec-websocket-protocol"])
+    if b"expect" in special:
+        lines.append(b"Expect: " + special[b"expect"])
+    if head.upgrade:
+        lines.append(b"Connection: Upgrade\r\nUpgrade: " + head.upgrade)
+    elif head.chunked:
+        lines.append(b"Transfer-Encoding: chunked")
+    elif b"content-length" in special:
+        lines.append(b"Content-Length: %d" % head.content_length)
+    lines.append(b"\r\n")
+    return b"\r\n".join(lines)
+
+
+def response_head(
+    head: ResponseHead, *, extra: bytes, connection: bytes, chunked: bool, to_head: bool = False
+) -> bytes:
+    """The head as it goes to the client. ``extra`` are complete field lines (with CRLF).
+
+    ``connection`` is the value of Connection, if any. ``chunked`` says that content is sent in
+    chunks; ``to_head`` that the request was HEAD in HTTP/1.1, whose answer announces what it has
+    not.
+    """
+    lines = [b"HTTP/1.1 %d %b" % (head.status, head.reason)]
+    lines += head.lines
+    special = head.special
+    for lower, name in _RESPONSE_REWRITTEN:
+        if lower in special:
+            lines.append(name + special[lower])
+    if chunked:
+        lines.append(b"Transfer-Encoding: chunked")
+    elif b"content-length" in special and head.status >= 200 and head.status != 204:
+        lines.append(b"Content-Length: " + special[b"content-length"])
+    elif to_head and b"transfer-encoding" in special:
+        # An answer to HEAD has the fields that one to GET would have had (RFC 9110 9.3.2).
+        lines.append(b"Transfer-Encoding: chunked")
+    if connection:
+        lines.append(b"Connection: " + connection)
+    lines.append(extra)
+    lines.append(b"")
+    return b"\r\n".join(lines)
+
+
+_RESPONSE_REWRITTEN: Final = (
+    (b"location", b"Location: "),
+    (b"access-control-allow-origin", b"Access-Control-Allow-Origin: "),
+)
+
+
+def switching_head(head: ResponseHead, *, upgrade: bytes, protocol: bytes, extra: bytes) -> bytes:
+    """The 101 that goes to the client; ``protocol`` is the subprotocol, empty for none."""
+    lines = [b"HTTP/1.1 101 Switching Protocols", *head.lines]
+    if protocol:
+        lines.append(b"Sec-WebSocket-Protocol: " + protocol)
+    lines.append(b"Connection: Upgrade")
+    lines.append(b"Upgrade: " + upgrade)
+    lines.append(extra)
+    lines.append(b"")
+    return b"\r\n".join(lines)
+
+
+def simple_response(
+    status: int,
+    body: bytes,
+    *,
+    content_type: str,
+    fields: Iterable[tuple[str, str]] = (),
+    keep_alive: bool = True,
+    to_head: bool = False,
+) -> bytes:
+    """A whole response of the gateway's own."""
+    phrase = HTTPStatus(status).phrase
+    lines = [
+        f"HTTP/1.1 {status} {phrase}",
+        f"Content-Type: {content_type}",
+        f"Content-Length: {len(body)}",
+        "Cache-Control: no-store",
+        *(f"{name}: {value}" for name, value in fields),
+    ]
+    if not keep_alive:
+        lines.append("Connection: close")
+    head = "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n\r\n"
+    return head if to_head else head + body
+
+
+def chunk(data: bytes) -> bytes:
+    """``data`` as one chunk (RFC 9112 7.1)."""
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+LAST_CHUNK: Final = b"0\r\n\r\n"
