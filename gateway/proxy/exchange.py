@@ -450,11 +450,12 @@ class Exchange:
         )
         self._write(out)
         self.plane.stats.count(101)
+        to_client, to_upstream = upstream.parser.tail, self.client.parser.tail
         side = tunnel.join(
             self.client.transport,
             upstream.detach(),
-            to_client=upstream.parser.tail,
-            to_upstream=self.client.parser.tail,
+            to_client=to_client,
+            to_upstream=to_upstream,
             client_closed=self.client.tunnel_closed,
             upstream_closed=upstream.gone,
             websocket=response.upgrade.lower() == b"websocket",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.proxy import heads, http1
+from gateway.proxy import fields, heads, http1
 from gateway.proxy.http1 import (
     END,
     Malformed,
@@ -244,7 +244,7 @@ def test_what_connection_names_ends_here() -> None:
 
 def test_lengths_are_checked_once_more() -> None:
     """llhttp refuses them already; one parser alone is not trusted with framing."""
-    with pytest.raises(http1.Refusal):
+    with pytest.raises(fields.Refusal):
         http1._framing({b"content-length": b"+1"}, "1.1")
 
 
@@ -587,8 +587,8 @@ def test_the_fields_of_a_known_head_go_out_as_at_first(forgetful: Callable[[], N
     first, again = RequestParser(**LIMITS), RequestParser(**LIMITS)
     first.feed(data)
     again.feed(data)
-    heads = [heads.request_head(p.events[0], host=b"localhost:1") for p in (first, again)]
-    assert heads[0] == heads[1] == b"GET /a HTTP/1.1\r\nHost: localhost:1\r\nX-B: c\r\n\r\n"
+    sent = [heads.request_head(p.events[0], host=b"localhost:1") for p in (first, again)]
+    assert sent[0] == sent[1] == b"GET /a HTTP/1.1\r\nHost: localhost:1\r\nX-B: c\r\n\r\n"
 
 
 def test_a_known_head_is_held_to_the_limits_of_this_connection(
