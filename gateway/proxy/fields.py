@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 #: Fields that concern one connection only (RFC 9110 7.6.1), or that the gateway writes itself.
-_DROPPED: Final = frozenset(
+DROPPED: Final = frozenset(
     {
         b"keep-alive",
         b"proxy-connection",
@@ -121,7 +121,7 @@ class Fields:
         noted = lower in names.noted
         if noted or lower in names.special:
             self._take(lower, value.strip(WHITESPACE))
-        if lower in names.special or lower in _DROPPED or self._is_alias(lower):
+        if lower in names.special or lower in DROPPED or self._is_alias(lower):
             self._counted_bytes += len(name) + len(value) + 4
             return
         self.lines.append(name + b": " + value)
@@ -133,7 +133,7 @@ class Fields:
         if b"_" not in lower:
             return False
         name = lower.replace(b"_", b"-")
-        return name in _DROPPED or name in self._names.special or name in self._names.noted
+        return name in DROPPED or name in self._names.special or name in self._names.noted
 
     def size(self) -> int:
         """Bytes of all fields so far, with their line ends."""

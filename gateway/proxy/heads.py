@@ -26,8 +26,6 @@ def request_head(
     ``origin`` replaces the value of Origin where one was sent; None leaves it out. ``extra`` are
     further field lines. ``target`` replaces the request target.
     """
-    if head.block and target is None and not extra:
-        return b"%b %b HTTP/1.1\r\nHost: %b%b" % (head.method, head.target, host, head.block)
     lines = [
         b"%b %b HTTP/1.1" % (head.method, head.target if target is None else target),
         b"Host: " + host,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.proxy import fields, heads, http1
+from gateway.proxy import lines as known_lines
 from gateway.proxy.http1 import (
     END,
     Malformed,
@@ -545,74 +546,133 @@ def test_a_person_is_told_from_a_program(
 def test_a_mistake_of_our_own_is_not_taken_for_a_bad_request(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(http1, "_KNOWN_HEADS", http1.HeadCache())
     monkeypatch.setattr(http1, "_framing", lambda *_: 1 / 0)
     with pytest.raises(httptools.HttpParserCallbackError):
-        requests(request())
+        requests(request(start=b"POST / HTTP/1.1"))
 
 
-# -- heads that come again -------------------------------------------------------------------------
+# -- lines that come again -------------------------------------------------------------------------
+
+
+def outcome(parser: RequestParser | ResponseParser, *parts: bytes) -> list[Any]:
+    """Everything that can be told of a parser after ``parts``."""
+    for part in parts:
+        parser.feed(part)
+    events = comparable(joined(parser.events))
+    return [events, parser.tail, parser.stopped, parser.in_message]
+
+
+def by_llhttp(parser: RequestParser | ResponseParser, data: bytes) -> list[Any]:
+    """The same, told by llhttp alone: what comes in pieces is recognised by nobody else."""
+    return outcome(parser, *(bytes([byte]) for byte in data))
 
 
 @pytest.fixture
-def forgetful(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
-    """Makes the parsers forget every head they have seen."""
+def forgotten() -> None:
+    """No line is known yet."""
+    http1._REQUEST_LINES._known.clear()
+    http1._RESPONSE_LINES._known.clear()
 
-    def forget() -> None:
-        monkeypatch.setattr(http1, "_KNOWN_HEADS", http1.HeadCache())
 
-    forget()
-    return forget
+#: Where a byte may do harm; ``X-Known`` is an ordinary name by then.
+HARM_IN_REQUESTS = (
+    b"GET /x%by HTTP/1.1\r\nHost: a\r\nX-Known: c\r\n\r\n",
+    b"GET /x?q=%by HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET %b HTTP/1.1\r\nHost: a\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a%bb\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nX-Known: c%bd\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nX-Known: %b\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nX-Known:%bc\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nX-Known%b: c\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nX-Known: c\r\n%bX-Known: d\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive%b\r\n\r\n",
+    b"GET / HTTP/1.1%b\nHost: a\r\n\r\n",
+)
+HARM_IN_RESPONSES = (
+    b"HTTP/1.1 200 O%bK\r\nContent-Length: 2\r\n\r\nab",
+    b"HTTP/1.1 20%b OK\r\nContent-Length: 2\r\n\r\nab",
+    b"HTTP/1.1 200 OK\r\nContent-Length: %b\r\n\r\nab",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2%b\r\n\r\nab",
+    b"HTTP/1.1 200 OK\r\nX-Known: a%b\r\nContent-Length: 2\r\n\r\nab",
+    b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nab%b",
+    b"HTTP/1.1 304 None\r\nX-Known: a\r\n\r\n%b",
+)
 
 
 @pytest.mark.parametrize("byte", range(256))
-def test_a_known_head_does_not_make_a_bad_target_good(
-    byte: int, forgetful: Callable[[], None]
-) -> None:
-    fields = b" HTTP/1.1\r\nHost: a\r\nX-B: c\r\n\r\n"
-    for where in (b"GET /x%by", b"GET /x?q=%by", b"GET %b"):
-        first = where % bytes([byte]) + fields
-        forgetful()
-        fresh = RequestParser(**LIMITS)
-        fresh.feed(first)
-        primed = RequestParser(**LIMITS)
-        primed.feed(b"GET /another" + fields)
-        primed.events.clear()
-        primed.feed(first)
-        assert comparable(list(primed.events)) == comparable(list(fresh.events))
+def test_a_simple_head_means_what_llhttp_says_whatever_byte_is_in_it(byte: int) -> None:
+    known = b"GET / HTTP/1.1\r\nHost: a\r\nX-Known: c\r\nConnection: keep-alive\r\n\r\n"
+    for pattern in HARM_IN_REQUESTS:
+        data = pattern % bytes([byte])
+        requests(known)
+        expected = by_llhttp(RequestParser(**LIMITS), data)
+        assert outcome(RequestParser(**LIMITS), data) == expected, data
+    for pattern in HARM_IN_RESPONSES:
+        data = pattern % bytes([byte])
+        outcome(ResponseParser(max_head=1024), response(b"X-Known: a", b"Content-Length: 0"))
+        expected = by_llhttp(ResponseParser(max_head=1024), data)
+        assert outcome(ResponseParser(max_head=1024), data) == expected, data
 
 
-def test_the_fields_of_a_known_head_go_out_as_at_first(forgetful: Callable[[], None]) -> None:
-    data = b"GET /a HTTP/1.1\r\nHost: a\r\nX-B: c\r\nConnection: keep-alive, x-c\r\nX-C: d\r\n\r\n"
-    first, again = RequestParser(**LIMITS), RequestParser(**LIMITS)
-    first.feed(data)
-    again.feed(data)
-    sent = [heads.request_head(p.events[0], host=b"localhost:1") for p in (first, again)]
-    assert sent[0] == sent[1] == b"GET /a HTTP/1.1\r\nHost: localhost:1\r\nX-B: c\r\n\r\n"
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (b"Host: a", b"Host: a"),
+        (b"Host: a", b"Content-Length: 0"),
+        (b"Host: a", b"Transfer-Encoding: chunked"),
+        (b"Host: a", b"Authorization: Bearer x"),
+        (b"Host: a", b"X_Forwarded_For: 1", b"X-Forwarded-For: 2", b"Forwarded: 3"),
+        (b"Host: a", b"Connection: close"),
+        (b"Host: a", b"Connection: Upgrade", b"Upgrade: websocket"),
+        (b"X-Known: c",),
+        (b"Host: a", b"X-Known: c", b" folded"),
+        (b"Host: a", b"X-Known: " + b"c" * 2000),
+        (b"Host: a", b"TE: trailers", b"Keep-Alive: timeout=5"),
+    ],
+)
+def test_simple_and_other_lines_make_the_same_head(lines: tuple[bytes, ...]) -> None:
+    data = b"GET / HTTP/1.1\r\n" + b"\r\n".join(lines) + b"\r\n\r\n"
+    expected = by_llhttp(RequestParser(**LIMITS), data)
+    for _ in range(3):
+        assert outcome(RequestParser(**LIMITS), data) == expected
 
 
-def test_a_known_head_is_held_to_the_limits_of_this_connection(
-    forgetful: Callable[[], None],
-) -> None:
+def test_the_fields_of_a_known_head_go_out_as_at_first(forgotten: None) -> None:
+    data = b"GET /a HTTP/1.1\r\nHost: a\r\nX-B: c\r\nConnection: keep-alive\r\nX-C: d\r\n\r\n"
+    sent = {heads.request_head(head_of(data), host=b"localhost:1") for _ in range(3)}
+    assert sent == {b"GET /a HTTP/1.1\r\nHost: localhost:1\r\nX-B: c\r\nX-C: d\r\n\r\n"}
+
+
+def test_a_known_head_is_held_to_the_limits_of_this_connection() -> None:
     data = b"GET /" + b"a" * 300 + b" HTTP/1.1\r\nHost: a\r\n\r\n"
-    RequestParser(**LIMITS).feed(data)
-    small = RequestParser(max_head=1024, max_target=256)
-    small.feed(data)
-    assert [event.status for event in small.events] == [414]
-    tiny = RequestParser(max_head=128, max_target=4096)
-    tiny.feed(data)
-    assert [event.status for event in tiny.events] == [431]
+    assert len(head_of(data).target) == 301
+    assert refusal(requests(data, max_head=1024, max_target=256)) == 414
+    assert refusal(requests(data, max_head=128)) == 431
 
 
-def test_what_is_remembered_is_bounded() -> None:
-    head = head_of(request())
-    cache = http1.HeadCache()
-    for number in range(http1.HeadCache.MAX_HEADS + 1):
-        cache.keep(b"%d" % number, head)
-    assert cache.get(b"0") is None
-    assert cache.get(b"%d" % http1.HeadCache.MAX_HEADS) is head
-    cache.keep(b"x" * (http1.HeadCache.MAX_BYTES + 1), head)
-    assert cache.get(b"x" * (http1.HeadCache.MAX_BYTES + 1)) is None
+@pytest.mark.parametrize("status", [b"200 OK", b"204 No Content", b"304 Not Modified"])
+@pytest.mark.parametrize("length", [b"5", b"0", b"6", b""])
+def test_content_behind_a_known_head_may_come_in_parts(status: bytes, length: bytes) -> None:
+    fields = [b"Content-Length: " + length] if length else []
+    data = response(*fields, start=b"HTTP/1.1 " + status) + b"hello"
+    for method in (b"GET", b"HEAD"):
+        for cut in range(len(data) + 1):
+            expected, parser = (ResponseParser(max_head=1024) for _ in range(2))
+            for each in (expected, parser):
+                each.expect(method)
+            assert outcome(parser, data[:cut], data[cut:]) == by_llhttp(expected, data)
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known_lines, "_MAX_LINES", 4)
+    known = known_lines.KnownLines(fields.REQUEST_NAMES, {b"host": lambda _: True})
+    for number in range(6):
+        assert known.sort([b"Host: %d" % number]) == ([], {b"host": b"%d" % number})
+        assert len(known._known) <= 4
+    monkeypatch.setattr(fields, "_MAX_NAMES", 0)
+    names = fields.Names(frozenset(), frozenset())
+    fields.Fields(names).add(b"X-New", b"a")
+    assert not names.ordinary
 
 
 # -- any bytes, any splits -----------------------------------------------------------------------
@@ -764,11 +824,13 @@ def test_what_goes_out_reads_as_what_came_in(data: bytes) -> None:
 
 @given(st.lists(REQUESTS, min_size=1, max_size=4))
 def test_requests_mean_the_same_when_they_come_again(messages: list[bytes]) -> None:
-    http1._KNOWN_HEADS._heads.clear()
-    runs = []
+    expected = by_llhttp(RequestParser(**LIMITS), b"".join(messages))
     for _ in range(3):
-        parser = RequestParser(**LIMITS)
-        for message in messages:
-            parser.feed(message)
-        runs.append((comparable(joined(parser.events)), parser.tail, parser.stopped))
-    assert runs[0] == runs[1] == runs[2]
+        assert outcome(RequestParser(**LIMITS), *messages) == expected
+
+
+@given(st.lists(RESPONSES, min_size=1, max_size=4))
+def test_responses_mean_the_same_when_they_come_again(messages: list[bytes]) -> None:
+    expected = by_llhttp(ResponseParser(max_head=65536), b"".join(messages))
+    for _ in range(3):
+        assert outcome(ResponseParser(max_head=65536), *messages) == expected

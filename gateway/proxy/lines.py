@@ -1,0 +1,86 @@
+"""Field lines that come again and again: recognised by their bytes instead of parsed. Pure.
+
+A browser says the same fields with every request, and a dev server with every response, all but one
+or two. A line that is the same to the byte means the same, so it is looked up; one that is new and
+simple is checked here, more strictly than llhttp would; a head with anything else in it is left to
+llhttp. ``tests/unit/test_http1.py`` holds both ways to the same result, wherever the bytes are cut.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Final
+
+from gateway.proxy.fields import DROPPED, Names
+
+#: ``name: value`` without white space around the value and without control characters.
+_CANONICAL: Final = re.compile(
+    rb"[^:]+: (?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?"
+)
+#: Transfer-Encoding decides about the framing, which is llhttp's to judge.
+_SIMPLY_DROPPED: Final = DROPPED - {b"transfer-encoding"}
+_MAX_LINES: Final = 8192
+_MAX_LINE_BYTES: Final = 1024
+
+#: What a line means: (lower-case name, value, whether it is passed on).
+Meaning = tuple[bytes, bytes, bool]
+#: It is passed on, and that is all.
+_ORDINARY: Final[Meaning] = (b"", b"", True)
+_NOTHING: Final[Meaning] = (b"", b"", False)
+
+
+class KnownLines:
+    """The lines of requests, or of responses, that need no parser.
+
+    ``simple`` says of those fields that the gateway acts upon, and that are simple if their value
+    is, which values are. What is kept is shared by all connections and never changed.
+    """
+
+    __slots__ = ("_known", "_names", "_simple")
+
+    def __init__(self, names: Names, simple: Mapping[bytes, Callable[[bytes], bool]]) -> None:
+        self._names = names
+        self._simple = simple
+        self._known: dict[bytes, Meaning] = {}
+
+    def sort(self, lines: Iterable[bytes]) -> tuple[list[bytes], dict[bytes, bytes]] | None:
+        """(lines that pass, values by name) of a head's lines; None if llhttp must see them."""
+        known = self._known
+        passing: list[bytes] = []
+        special: dict[bytes, bytes] = {}
+        for line in lines:
+            meaning = known.get(line) or self._learn(line)
+            if meaning is _ORDINARY:
+                passing.append(line)
+                continue
+            if meaning is None:
+                return None
+            name, value, passes = meaning
+            if name:
+                if name in special:
+                    return None
+                special[name] = value
+            if passes:
+                passing.append(line)
+        return passing, special
+
+    def _learn(self, line: bytes) -> Meaning | None:
+        """What a line means that was not seen before; None if it is not simple."""
+        if len(line) > _MAX_LINE_BYTES or not _CANONICAL.fullmatch(line):
+            return None
+        name, _, value = line.partition(b": ")
+        meaning = _ORDINARY if name in self._names.ordinary else self._meaning(name.lower(), value)
+        if meaning is not None:
+            if len(self._known) >= _MAX_LINES:
+                self._known.clear()  # rarer than any bookkeeping of age would be worth
+            self._known[line] = meaning
+        return meaning
+
+    def _meaning(self, lower: bytes, value: bytes) -> Meaning | None:
+        if lower in _SIMPLY_DROPPED:
+            return _NOTHING
+        is_simple = self._simple.get(lower)
+        if is_simple is None or not is_simple(value):
+            return None
+        return lower, value, lower in self._names.noted
