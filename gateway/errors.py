@@ -111,6 +111,7 @@ class SessionNotFound(GatewayError):
         after = f" (waited {waited:.1f} s for its registration)" if waited else ""
         super().__init__(f"there is no session {session_id}{after}; create it first")
         self.session_id = session_id
+        self.waited = waited
 
 
 class SessionConflict(GatewayError):

@@ -12,14 +12,14 @@ import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.errors import Forbidden, GatewayError, SessionNotFound
-from gateway.proxy import heads, http1, pages, tunnel
+from gateway.errors import GatewayError
+from gateway.proxy import answers, heads, http1, tunnel
 from gateway.proxy.http1 import END, Malformed, RequestHead, ResponseHead
 from gateway.proxy.upstream import Pool, UpstreamConnection, UpstreamUnreachable
-from gateway.session import ENDED, PENDING, Route, SessionId, State
+from gateway.session import ENDED, PENDING, SessionId, State
 
 if TYPE_CHECKING:
-    from gateway.proxy.listener import ClientConnection
+    from gateway.proxy.connection import ClientConnection
     from gateway.proxy.place import Place
     from gateway.proxy.plane import DataPlane
     from gateway.proxy.routes import Entry
@@ -28,13 +28,6 @@ log: Final = logging.getLogger(__name__)
 
 #: RFC 9110 9.2.2; only these are ever sent a second time, and only without content.
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
-
-
-#: Pages are self-contained; they may be shown in a frame, as previews are.
-_PAGE_POLICY: Final = (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'"
-)
 
 
 class UpgradeTimeout(GatewayError):
@@ -228,11 +221,8 @@ class Exchange:
             await plane.waker.wake(session_id, generation=route.generation)
         if route.state in PENDING:
             if http1.wants_page(self.head) and not self.head.upgrade:
-                self._answer_page(
-                    503,
-                    pages.starting(route, events_url=self.place.events_url),
-                    retry_after=1,
-                )
+                events_url = self.place.events_url
+                self.client.answer(answers.starting_page(route, events_url=events_url))
                 return None
             entry = await plane.routes.settled(
                 session_id, entry, seconds=plane.settings.hold_seconds
@@ -245,15 +235,9 @@ class Exchange:
         if route.state is State.READY and route.endpoint is not None:
             return entry
         if route.state in ENDED or route.state is State.STOPPING:
-            self._answer_ended(route)
+            self.client.answer(answers.ended(route, self.head))
         else:
-            self._answer_problem(
-                503,
-                "preview_starting",
-                "Preview is starting",
-                f"the dev server of {route.id} is not ready yet; try again",
-                retry_after=1,
-            )
+            self.client.answer(answers.still_starting(route))
         return None
 
     async def _connect_ready(self, session_id: SessionId, entry: Entry, *, may_wake: bool) -> None:
@@ -483,8 +467,6 @@ class Exchange:
             )
         )
 
-    # -- answers of the gateway's own ------------------------------------------------------------
-
     def fail(self, exc: GatewayError) -> None:
         """Answer with an error: a page for a person, problem+json for a program."""
         self._drop_upstream()
@@ -492,82 +474,12 @@ class Exchange:
             self.client.abort()
             return
         self.plane.stats.errors[exc.code] += 1
-        if http1.wants_page(self.head) and self.place.session_id is not None:
-            self._answer_page(exc.status, _error_page(exc), retry_after=exc.retry_after)
-            return
-        extra: dict[str, Any] = {}
-        if isinstance(exc, SessionNotFound):
-            # The shape that callers of older gateways look for.
-            extra = {
-                "success": False,
-                "error": "Preview session not found",
-                "sessionId": exc.session_id,
-            }
-        self._answer_problem(
-            exc.status, exc.code, exc.title, str(exc), retry_after=exc.retry_after, **extra
-        )
-
-    def _answer_ended(self, route: Route) -> None:
-        if http1.wants_page(self.head):
-            failed = route.state is State.FAILED
-            self._answer_page(410, pages.failed(route) if failed else pages.gone(route))
-            return
-        self._answer_problem(
-            410,
-            "session_ended",
-            "Session ended",
-            f"session {route.id} is {route.state}: {route.reason or 'no reason given'}",
-            state=str(route.state),
-            reason=route.reason,
-            sessionId=route.id,
-        )
-
-    def _answer_page(self, status: int, page: bytes, *, retry_after: int | None = None) -> None:
-        fields = [
-            ("Content-Security-Policy", _PAGE_POLICY),
-            ("X-Content-Type-Options", "nosniff"),
-        ]
         self.client.answer(
-            status,
-            page,
-            content_type="text/html; charset=utf-8",
-            fields=fields,
-            retry_after=retry_after,
+            answers.error(exc, self.head, of_preview=self.place.session_id is not None)
         )
-
-    def _answer_problem(
-        self,
-        status: int,
-        code: str,
-        title: str,
-        detail: str,
-        *,
-        retry_after: int | None = None,
-        **extra: Any,
-    ) -> None:
-        self.client.answer_problem(
-            status, code, title, detail, retry_after=retry_after, extra=extra
-        )
-
-
-def forbidden_origin(head: RequestHead) -> Forbidden:
-    """The error for a request from a page of another site."""
-    origin = head.special.get(b"origin", b"").decode("latin-1")
-    return Forbidden(
-        f"origin {origin} may not do this: open the preview under its own address, or add the "
-        "origin to GATEWAY_CORS_ORIGINS"
-    )
 
 
 def _connection_value(head: RequestHead, *, keep_alive: bool) -> bytes:
     if not keep_alive:
         return b"close"
     return b"keep-alive" if head.http10 else b""
-
-
-def _error_page(exc: GatewayError) -> bytes:
-    if isinstance(exc, SessionNotFound):
-        return pages.not_found(exc.session_id, 0.0)
-    if exc.retry_after is not None:
-        return pages.unavailable(str(exc), exc.retry_after)
-    return pages.bad_gateway(str(exc))

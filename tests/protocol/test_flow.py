@@ -347,7 +347,7 @@ async def test_no_deadline_ends_a_slow_response(start: Start) -> None:
 async def test_a_client_that_left_without_a_word_is_not_served_for_ever(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.proxy.listener._HALF_CLOSED_SECONDS", 0.2)
+    monkeypatch.setattr("gateway.proxy.connection._HALF_CLOSED_SECONDS", 0.2)
     client, peer = await asked(gateway)
     client.end()
     assert await peer.rest() == b""
@@ -364,7 +364,7 @@ async def test_an_idle_upstream_connection_is_closed_before_node_does(gateway: G
 async def test_a_client_that_does_not_take_its_last_answer_is_cut(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.proxy.listener._LINGER_SECONDS", 0.3)
+    monkeypatch.setattr("gateway.proxy.connection._LINGER_SECONDS", 0.3)
     client, peer = await asked(gateway, b"Connection: close")
     client.pause()
     peer.send(OK + b"\r\n")
@@ -376,7 +376,7 @@ async def test_a_client_that_does_not_take_its_last_answer_is_cut(
 async def test_a_client_that_takes_its_last_answer_slowly_gets_it(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gateway.proxy.listener._LINGER_SECONDS", 0.5)
+    monkeypatch.setattr("gateway.proxy.connection._LINGER_SECONDS", 0.5)
     client, peer = await asked(gateway, b"Connection: close")
     client.pause()
     size = 600_000

@@ -30,6 +30,7 @@ RANKS: Final[dict[str, int]] = {
     "gateway.lifecycle": 3,
     "gateway.reports": 3,
     "gateway.sweep": 3,
+    "gateway.proxy.connection": 4,
     "gateway.proxy.exchange": 4,
     "gateway.proxy.listener": 4,
     "gateway.proxy.plane": 4,

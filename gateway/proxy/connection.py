@@ -1,0 +1,428 @@
+"""One client connection: its requests in order, its deadlines, the gateway's own answers.
+
+A connection reads requests one at a time; what a client has pipelined waits, and with it the
+client. Every wait has a deadline that one sweep a second looks after: a timer per connection
+would cost more than the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+from typing import TYPE_CHECKING, Final, cast
+
+from gateway.errors import SessionNotFound
+from gateway.proxy import answers, heads
+from gateway.proxy.answers import Answer
+from gateway.proxy.exchange import Exchange
+from gateway.proxy.http1 import END, Malformed, RequestHead, RequestParser
+from gateway.proxy.place import CONTROL, is_internal
+from gateway.proxy.plane import DataPlane
+from gateway.proxy.tunnel import TunnelSide
+from gateway.session import is_session_id
+
+if TYPE_CHECKING:
+    from gateway.proxy.listener import Listener
+
+HIGH_WATER: Final = 256 * 1024
+#: What one read holds is parsed in parts of this size, and no further than the next request:
+#: 10,000 pipelined requests are a read of 256 KiB, but 10 MiB of heads.
+_PART_BYTES: Final = 32 * 1024
+#: After the last answer this much more is read and thrown away, so that a client that is still
+#: sending gets to see it (RFC 9112 9.6).
+_LINGER_BYTES: Final = 4 * 2**20
+_LINGER_SECONDS: Final = 5.0
+#: A client that has ended its side gets its answer within this time; most have just left.
+_HALF_CLOSED_SECONDS: Final = 10.0
+#: SO_LINGER on, with no time: closing is a reset.
+_RESET: Final = struct.pack("ii", 1, 0)
+_FOREVER: Final = float("inf")
+_UNKNOWN_HOST: Final = (
+    "this gateway has no API tokens, so it answers only under localhost, IP addresses and the "
+    "hosts of GATEWAY_PUBLIC_URL and GATEWAY_PREVIEW_DOMAIN"
+)
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client connection."""
+
+    __slots__ = (
+        "_backlog",
+        "_ended",
+        "_head_due",
+        "_keepalive_seconds",
+        "_lingering",
+        "_listener",
+        "_reading_paused",
+        "_receiving",
+        "_thrown_away",
+        "_tunnel",
+        "_tunnel_of",
+        "_unsent",
+        "_writing_paused",
+        "closing_soon",
+        "deadline",
+        "exchange",
+        "parser",
+        "peer_host",
+        "plane",
+        "transport",
+    )
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+        self.plane: DataPlane = listener.plane
+        settings = self.plane.settings
+        self.parser = RequestParser(
+            max_head=settings.max_head_bytes, max_target=settings.max_target_bytes
+        )
+        self._keepalive_seconds = settings.keepalive_seconds
+        self.exchange: Exchange | None = None
+        #: No further request is taken after the one under way.
+        self.closing_soon = False
+        #: When the connection ends if nothing happens before (seconds of the loop's clock).
+        self.deadline = _FOREVER
+        self.transport: asyncio.Transport = cast("asyncio.Transport", None)
+        self.peer_host = b""
+        #: Read, but not parsed yet.
+        self._backlog = b""
+        #: The client has ended its side.
+        self._ended = False
+        #: The deadline is that of a head.
+        self._head_due = True
+        #: All is said; what the client still sends is thrown away.
+        self._lingering = False
+        self._thrown_away = 0
+        #: The content of the request under way (or of one answered early) is not complete.
+        self._receiving = False
+        self._reading_paused = False
+        self._writing_paused = False
+        self._tunnel: TunnelSide | None = None
+        self._tunnel_of: str | None = None
+        #: Bytes that had not been sent when the deadline passed last.
+        self._unsent = 0
+
+    # -- asyncio.Protocol ------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast("asyncio.Transport", transport)
+        peer = transport.get_extra_info("peername")
+        self.peer_host = str(peer[0]).encode() if isinstance(peer, tuple) else b"unknown"
+        self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        full = self._listener.is_full
+        self._listener.connections.add(self)
+        self.deadline = self.plane.now() + self.plane.settings.head_timeout_seconds
+        if full:
+            self.closing_soon = self._receiving = True
+            self.answer(
+                answers.problem(
+                    503, "too_many_connections", "Too many connections", "try again", retry_after=1
+                )
+            )
+
+    def data_received(self, data: bytes) -> None:
+        if self._lingering:
+            self._throw_away(len(data))
+            return
+        if self._backlog or (len(data) > _PART_BYTES and len(data) > self.parser.content_left):
+            self._backlog += data
+            data = self._next_part()
+        self.parser.feed(data)
+        self._advance()
+
+    def eof_received(self) -> bool:
+        # A half-closed client may still wait for its answer (RFC 9112 9.6).
+        self._ended = True
+        exchange = self.exchange
+        if exchange is None or exchange.head.upgrade or self._receiving:
+            return False
+        self.deadline = self.plane.now() + _HALF_CLOSED_SECONDS
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            exchange.cancel()
+        self._listener.gone(self)
+
+    def pause_writing(self) -> None:
+        self._writing_paused = True
+        if self.exchange is not None:
+            self.exchange.client_paused()
+
+    def resume_writing(self) -> None:
+        self._writing_paused = False
+        if self.exchange is not None:
+            self.exchange.client_resumed()
+        elif not self.transport.is_closing():
+            self._advance()
+
+    # -- requests --------------------------------------------------------------------------------
+
+    def _next_part(self) -> bytes:
+        part, self._backlog = self._backlog[:_PART_BYTES], self._backlog[_PART_BYTES:]
+        return part
+
+    def _advance(self) -> None:
+        """Handle what has come in, as far as the order of responses allows."""
+        self._handle_events()
+        while self._backlog and not self.parser.events and not self._lingering:
+            self.parser.feed(self._next_part())
+            self._handle_events()
+        self._watch_head()
+        self.update_reading()
+
+    def _handle_events(self) -> None:
+        events = self.parser.events
+        while events and not self._lingering:
+            event, exchange = events[0], self.exchange
+            if type(event) is RequestHead:
+                if exchange is not None or self._writing_paused:
+                    break  # responses go out in order, and no faster than they are taken
+                events.popleft()
+                self._begin(event)
+            elif isinstance(event, Malformed):
+                if exchange is not None and not self._receiving:
+                    break
+                events.clear()
+                self._refuse(event)
+            else:
+                events.popleft()
+                if event is END:
+                    self._receiving = False
+                    if exchange is not None:
+                        exchange.request_end()
+                elif exchange is not None:
+                    exchange.request_content(cast("bytes", event))
+
+    def _begin(self, head: RequestHead) -> None:
+        self._receiving = True
+        if not self._ended:
+            self.deadline = _FOREVER
+        place = self.plane.places.of(head)
+        exchange = self.exchange = Exchange(self, head, place)
+        if b"authorization" in head.special and self.plane.access.carries_token(head):
+            exchange.authorized = True
+            if place.session_id is not None and place.reserved is None:
+                # The gateway's own tokens are for the gateway only.
+                del head.special[b"authorization"]
+        if not self._turned_away(exchange):
+            exchange.begin()
+
+    def _turned_away(self, exchange: Exchange) -> bool:
+        """Answer what is refused or redirected before any route is looked up."""
+        head, place = exchange.head, exchange.place
+        access, target = self.plane.access, head.target
+        if (
+            place.plain
+            and access.host_allowed(head.special.get(b"host", b"localhost"))
+            and (b"origin" not in head.special or access.origin_allowed(head))
+        ):
+            return False
+        if not target.startswith(b"/") or (place is CONTROL and is_internal(target)):
+            self.answer(
+                answers.problem(400, "bad_target", "Bad request target", "use an absolute path")
+            )
+        elif not access.host_allowed(head.special.get(b"host", b"localhost")):
+            self.answer(answers.problem(421, "unknown_host", "Unknown host", _UNKNOWN_HOST))
+        elif not access.origin_allowed(head):
+            exchange.fail(answers.foreign_origin(head))
+        elif place.session_id is None:
+            return False
+        elif not is_session_id(place.session_id):
+            exchange.fail(SessionNotFound(place.session_id[:60]))
+        elif (location := self.plane.places.moved(head, place)) is not None:
+            self.answer(answers.redirect(location))
+        else:
+            return False
+        return True
+
+    def _refuse(self, malformed: Malformed) -> None:
+        """Answer bytes that are no request, and end the connection."""
+        exchange = self.exchange
+        if exchange is not None and exchange.answered:
+            self.abort()
+            return
+        if exchange is not None:
+            exchange.cancel()
+            self.exchange = None
+        self._receiving = self.closing_soon = True
+        self.answer(
+            answers.problem(
+                malformed.status, "malformed_request", "Malformed request", malformed.message
+            )
+        )
+
+    # -- answers ---------------------------------------------------------------------------------
+
+    def answer(self, answer: Answer) -> None:
+        """Send a response of the gateway's own and go on to the next request."""
+        exchange = self.exchange
+        head = exchange.head if exchange is not None else None
+        keep_alive = (
+            head is not None
+            and head.keep_alive
+            and not head.http10
+            and not head.upgrade
+            and self._is_complete
+            and not self.is_last
+        )
+        fields = [*answer.fields, ("X-Preview-Replica", self.plane.settings.replica)]
+        if answer.retry_after is not None:
+            fields.append(("Retry-After", str(answer.retry_after)))
+        self.plane.stats.count(answer.status)
+        self.transport.write(
+            heads.simple_response(
+                answer.status,
+                answer.body,
+                content_type=answer.content_type,
+                fields=fields,
+                keep_alive=keep_alive,
+                to_head=head is not None and head.method == b"HEAD",
+            )
+        )
+        self.exchange_done(keep_alive=keep_alive)
+
+    @property
+    def _is_complete(self) -> bool:
+        """Whether the end of the request under way has come in."""
+        return not self._receiving or END in self.parser.events
+
+    @property
+    def is_last(self) -> bool:
+        """Whether no other request follows the one under way."""
+        return self.closing_soon or (self._ended and not self.parser.events and not self._backlog)
+
+    def exchange_done(self, *, keep_alive: bool) -> None:
+        """The response is complete."""
+        self.exchange = None
+        if not keep_alive or self.is_last:
+            self._finish()
+            return
+        self._head_due = False
+        if self._receiving:
+            return  # called by _handle_events, which goes on
+        if not self._ended:
+            self.deadline = self.plane.now() + self._keepalive_seconds
+        if self.parser.events or self._backlog or self.parser.in_message:
+            self._advance()
+        elif self._reading_paused:
+            self.update_reading()
+
+    def _watch_head(self) -> None:
+        """Set the deadline of a head that has begun and of the pause before it."""
+        if self.exchange is not None or self._head_due or self._lingering or self._ended:
+            return
+        settings = self.plane.settings
+        if self.parser.in_message:
+            self._head_due = True
+            self.deadline = self.plane.now() + settings.head_timeout_seconds
+        elif self.deadline == _FOREVER:
+            self.deadline = self.plane.now() + settings.keepalive_seconds
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    def _finish(self) -> None:
+        """All is said: close, but give a client that is still sending time to see it."""
+        self.closing_soon = True
+        self.parser.events.clear()
+        self._backlog = b""
+        self.deadline = self.plane.now() + _LINGER_SECONDS
+        self._unsent = self.transport.get_write_buffer_size()
+        if (self._receiving or self.parser.in_message) and not self._ended:
+            # Closing with unread bytes would be a reset, which destroys the answer on its way.
+            self._lingering = True
+            self.transport.write_eof()
+            self.update_reading()
+        else:
+            self.transport.close()
+
+    def _throw_away(self, size: int) -> None:
+        self._thrown_away += size
+        if self._thrown_away > _LINGER_BYTES:
+            self.transport.close()
+
+    def expire(self) -> None:
+        """The deadline has passed: say so if a head is under way, and close."""
+        transport = self.transport
+        if self._lingering or transport.is_closing():
+            unsent = transport.get_write_buffer_size()
+            if 0 < unsent < self._unsent:
+                # The client takes it, slowly.
+                self._unsent = unsent
+                self.deadline = self.plane.now() + _LINGER_SECONDS
+            else:
+                transport.abort()
+        elif self.exchange is None and self.parser.in_message:
+            self._receiving = self.closing_soon = True
+            self.answer(
+                answers.problem(
+                    408, "request_timeout", "Request timeout", "the request's head took too long"
+                )
+            )
+        else:
+            self.shut()
+
+    def shut(self) -> None:
+        """End the connection now, between two requests."""
+        self.closing_soon = True
+        self._unsent = self.transport.get_write_buffer_size()
+        self.deadline = self.plane.now() + _LINGER_SECONDS
+        self.transport.close()
+
+    def abort(self) -> None:
+        """End a response that cannot be completed, so that the client notices."""
+        exchange, self.exchange = self.exchange, None
+        if exchange is None:
+            return
+        exchange.cancel()
+        if exchange.ends_with_connection:
+            # Without framing only a reset tells the client (RFC 9112 8).
+            sock = self.transport.get_extra_info("socket")
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+            self.transport.abort()
+        else:
+            self.shut()
+
+    # -- flow ------------------------------------------------------------------------------------
+
+    def update_reading(self) -> None:
+        """Read from the client only what can be passed on."""
+        if self._lingering:
+            pause = False
+        elif self.exchange is not None:
+            pause = (
+                self.exchange.blocked
+                or bool(self.parser.events)
+                or bool(self._backlog)
+                or bool(self.parser.tail)
+            )
+        else:
+            pause = self._writing_paused
+        if pause is self._reading_paused or self.transport.is_closing():
+            return
+        self._reading_paused = pause
+        if pause:
+            self.transport.pause_reading()
+        else:
+            self.transport.resume_reading()
+
+    # -- tunnels ---------------------------------------------------------------------------------
+
+    def become_tunnel(self, side: TunnelSide, session_id: str | None) -> None:
+        """The connection speaks another protocol from now on."""
+        self.exchange = None
+        del self.parser  # half the memory of an idle socket pair: bench/proxies.py, case idle
+        self._tunnel = side
+        self._tunnel_of = session_id
+        self._listener.became_tunnel(self)
+
+    def note_activity(self, active: set[str]) -> None:
+        """Add the tunnel's session to ``active`` if it was used since the last call."""
+        if self._tunnel is not None and self._tunnel.take_activity() and self._tunnel_of:
+            active.add(self._tunnel_of)
+
+    def tunnel_closed(self) -> None:
+        """The tunnel has ended."""
+        self._listener.gone(self)
