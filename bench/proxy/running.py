@@ -19,12 +19,18 @@ _STOP_SECONDS: Final = 15.0
 _SAMPLE_SECONDS: Final = 0.05
 
 
+_given: set[int] = set()
+
+
 def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A port that nothing listens on and that was not given to another contestant."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port: int = probe.getsockname()[1]
+        if port not in _given:
+            _given.add(port)
+            return port
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +101,8 @@ class Running:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if self._process.poll() is not None:
-                raise RuntimeError(f"ended with {self._process.returncode}: {self.log_tail()}")
+                last = self.log_tail().strip().splitlines()[-1:]
+                raise RuntimeError(f"ended with {self._process.returncode}: {' '.join(last)}")
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
                 return
             time.sleep(0.02)  # a foreign program tells nobody when it listens
