@@ -10,9 +10,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from gateway.errors import (
     BadFiles,
@@ -31,6 +31,8 @@ from gateway.spawner.base import Job, Spawner
 from gateway.sweep import Sweeper
 
 log: Final = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 _FLUSH_SECONDS: Final = 2.0
 
@@ -190,7 +192,7 @@ class Lifecycle:
     async def _start(self, owned: _Owned, session: Session, spawner: Spawner) -> None:
         if session.state is State.REGISTERED:
             session = await self._move(owned, State.STARTING)
-        files = await self._registry.files(session.id)
+        files = await _answered(owned.id, lambda: self._registry.files(session.id))
         owned.revision = session.revision
         owned.applied = {path: _digest(content) for path, content in files.items()}
         job = Job(
@@ -211,9 +213,9 @@ class Lifecycle:
         owned.edited.set()  # edits may have come in while it started
 
     async def _move(self, owned: _Owned, to: State, change: Change = Change()) -> Session:  # noqa: B008
-        """A move that is tried until the registry has answered, for an outage must not fail it."""
-        pause = 0.05
-        while True:
+        """Move a session that is held here, however long the registry is away."""
+
+        async def move() -> Session:
             try:
                 return await self._registry.move(
                     owned.id,
@@ -222,12 +224,6 @@ class Lifecycle:
                     generation=owned.generation,
                     change=change,
                 )
-            except RegistryUnavailable as exc:
-                if exc.code != RegistryUnavailable.code:
-                    raise
-                log.warning("session %s waits for the registry: %s", owned.id, exc)
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 2.0)
             except Fenced:
                 # The reply to an earlier try may have been lost after it took effect.
                 session = await self._registry.session(owned.id)
@@ -240,16 +236,14 @@ class Lifecycle:
                     return session
                 raise
 
+        return await _answered(owned.id, move)
+
     async def _apply_edits(self, owned: _Owned, spawner: Spawner) -> None:
         """Bring the workspace to the registry's revision."""
-        try:
-            session = await self._registry.session(owned.id)
-            if session is None or session.revision == owned.revision:
-                return
-            files = await self._registry.files(owned.id)
-        except RegistryUnavailable as exc:
-            log.warning("edits of %s wait for the registry: %s", owned.id, exc)
-            return  # the push link comes up again with `synced`, which sets `edited`
+        session = await _answered(owned.id, lambda: self._registry.session(owned.id))
+        if session is None or session.revision == owned.revision:
+            return
+        files = await _answered(owned.id, lambda: self._registry.files(owned.id))
         wanted = {path: _digest(content) for path, content in files.items()}
         write = {
             path: content
@@ -351,7 +345,7 @@ class Lifecycle:
 
     async def _finish_stop(self, owned: _Owned) -> None:
         await self._drop(owned)
-        session = await self._registry.session(owned.id)
+        session = await _answered(owned.id, lambda: self._registry.session(owned.id))
         to = (session.stop_to if session is not None else None) or State.STOPPED
         try:
             await self._move(owned, to, Change(clear_endpoint=True))
@@ -462,7 +456,7 @@ class Lifecycle:
             self._spawn_task(self._recheck(owned), f"recheck {owned.id}")
 
     async def _recheck(self, owned: _Owned) -> None:
-        session = await self._registry.session(owned.id)
+        session = await _answered(owned.id, lambda: self._registry.session(owned.id))
         if session is not None:
             self._changed(session.route)
 
@@ -504,6 +498,21 @@ class Lifecycle:
     def owned(self) -> int:
         """Sessions whose dev servers this replica runs."""
         return len(self._owned)
+
+
+async def _answered(session_id: SessionId, call: Callable[[], Awaitable[T]]) -> T:
+    """The registry's answer, asked for until it gives one: an outage must not end a session.
+
+    Whoever owns the waiting task cancels it when the session is dropped or the replica closes.
+    """
+    pause = 0.05
+    while True:
+        try:
+            return await call()
+        except RegistryUnavailable as exc:
+            log.warning("session %s waits for the registry: %s", session_id, exc)
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 2.0)
 
 
 def _digest(content: bytes) -> bytes:

@@ -138,13 +138,6 @@ class SessionView(_Model):
     ended_at: str | None = None
 
 
-class SessionList(_Model):
-    """Part of the list of sessions; ``cursor`` fetches the next part."""
-
-    sessions: list[SessionView]
-    cursor: str
-
-
 def encode_metadata(metadata: dict[str, JsonValue]) -> str:
     """Metadata as it is stored; raises BadRequest if it is too large."""
     text = json.dumps(metadata, separators=(",", ":"))

@@ -14,9 +14,6 @@ _FIN_TEXT: Final = 0x81
 _CONTROL: Final = 0x08
 _MASKED: Final = 0x80
 _VITE_PING: Final = b'{"type":"ping"}'
-#: A ping without content, as a server sends it, and as a client does (masked with zero).
-PING_TO_CLIENT: Final = b"\x89\x00"
-PING_TO_SERVER: Final = b"\x89\x80\x00\x00\x00\x00"
 
 
 class FrameWatch:

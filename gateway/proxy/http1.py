@@ -90,9 +90,6 @@ class Malformed:
     message: str
 
 
-RequestEvent = RequestHead | bytes | _End | Malformed
-ResponseEvent = ResponseHead | bytes | _End | Malformed
-
 #: What counts of a head besides its fields and its target: method, version, spaces, line ends.
 _START_LINE_BYTES: Final = 32
 

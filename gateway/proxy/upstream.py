@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol, cast
 
 from gateway.errors import GatewayError
-from gateway.proxy.http1 import ResponseEvent, ResponseParser
+from gateway.proxy.http1 import ResponseParser
 from gateway.session import Endpoint
 
 #: Node closes an idle connection after 5 s; ours must let go of it first.
@@ -43,7 +43,7 @@ class Consumer(Protocol):
     """Who gets the response of one request."""
 
     def response_events(self, events: Any) -> None:
-        """Take what is in ``events`` (a deque of ResponseEvent)."""
+        """Take what is in ``events`` (a deque of http1's events)."""
 
     def upstream_lost(self, exc: Exception | None) -> None:
         """The connection has ended before the response was complete."""
@@ -308,15 +308,3 @@ def unix_connect(path: str) -> Callable[..., Awaitable[Any]]:
         return await asyncio.get_running_loop().create_unix_connection(factory, path)
 
     return connect
-
-
-__all__ = [
-    "Consumer",
-    "Pool",
-    "ResponseEvent",
-    "UpstreamBusy",
-    "UpstreamConnection",
-    "UpstreamUnreachable",
-    "tcp_connect",
-    "unix_connect",
-]

@@ -355,6 +355,55 @@ async def traffic(replica: Replicated, session_id: SessionId, *, seconds: float)
         await asyncio.sleep(0.2)
 
 
+def lose_once(monkeypatch: pytest.MonkeyPatch, registry: RedisRegistry, call: str) -> list[str]:
+    """Makes the next use of a call of this registry fail as in an outage; what was lost."""
+    lost: list[str] = []
+    real = getattr(registry, call)
+
+    async def flaky(*args: Any, **kwargs: Any) -> Any:
+        if not lost:
+            lost.append(call)
+            raise RegistryUnavailable("away for a moment")
+        return await real(*args, **kwargs)
+
+    monkeypatch.setattr(registry, call, flaky)
+    return lost
+
+
+async def test_a_start_survives_a_moment_without_the_registry(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = await start("a")
+    lost = lose_once(monkeypatch, a.registry, "files")
+    await a.life.create(new_session())
+    await a.state(State.READY)
+    assert lost
+
+
+async def test_an_edit_survives_a_moment_without_the_registry(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = await start("a"), await start("b")
+    await a.life.create(new_session())
+    await a.state(State.READY)
+    lost = lose_once(monkeypatch, a.registry, "files")
+    await b.life.edit(ID, write={"new.js": b"1"}, delete=[], base_revision=None)
+    await a.spawner.until(lambda: bool(a.spawner.written))
+    assert lost
+
+
+async def test_a_stop_survives_a_moment_without_the_registry(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = await start("a"), await start("b")
+    await a.life.create(new_session())
+    await a.state(State.READY)
+    lost = lose_once(monkeypatch, a.registry, "session")
+    session, _ = await b.life.stop(ID, reason="enough")
+    assert session.state is State.STOPPED
+    assert lost
+
+
 async def test_waiting_for_a_session_ends_when_another_replica_registers_it(start: Start) -> None:
     a, b = await start("a"), await start("b")
     waiting = asyncio.create_task(b.life.wait(ID, lambda _: True, seconds=10))
