@@ -10,10 +10,10 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import web
 
@@ -21,9 +21,7 @@ from gateway import __version__
 from gateway.api.application import Health, make_application
 from gateway.errors import SettingsError
 from gateway.lifecycle import Lifecycle
-from gateway.proxy.listener import Listener
-from gateway.proxy.plane import DataPlane
-from gateway.proxy.routes import RouteTable
+from gateway.proxy.serving import Serving
 from gateway.registry.base import Registry, Replica
 from gateway.registry.embedded import EmbeddedValkey
 from gateway.registry.redis_store import RedisRegistry
@@ -33,7 +31,7 @@ from gateway.spawner.base import Spawner
 from gateway.spawner.process import ProcessSpawner
 from gateway.spawner.recipes import choose
 from gateway.spawner.workspace import check_files
-from gateway.telemetry import Metrics, Sample
+from gateway.telemetry import Metrics, Sample, Source
 
 log: Final = logging.getLogger(__name__)
 
@@ -85,22 +83,11 @@ class Gateway:
         await lifecycle.open()
 
         control_socket = await self._open_control(settings, registry, lifecycle)
-        routes = RouteTable(
-            registry,
-            wait_seconds=settings.registration_wait_seconds,
-            max_age_seconds=settings.route_max_age_seconds,
-            clock=asyncio.get_running_loop().time,
-        )
-        routes.open()
-        stack.push_async_callback(routes.close)
-        plane = DataPlane(
-            settings, routes=routes, waker=lifecycle, control_socket=str(control_socket)
-        )
+        serving = Serving(settings, registry, lifecycle, control_socket=str(control_socket))
         if settings.admin_port:
-            await self._open_admin(settings, plane, lifecycle)
-        listener = Listener(plane)
-        await listener.open(sock)
-        stack.push_async_callback(listener.close, drain_seconds=settings.drain_seconds)
+            await self._open_admin(settings, serving.samples, lifecycle)
+        stack.push_async_callback(serving.close, drain_seconds=settings.drain_seconds)
+        await serving.open(sock)
         self._health.ready = True
         log.info("replica %s serves %s (version %s)", settings.replica, self.url, __version__)
 
@@ -133,9 +120,10 @@ class Gateway:
         await self._open_site(application, lambda runner: web.UnixSite(runner, str(path)))
         return path
 
-    async def _open_admin(self, settings: Settings, plane: DataPlane, lifecycle: Lifecycle) -> None:
+    async def _open_admin(self, settings: Settings, served: Source, lifecycle: Lifecycle) -> None:
         metrics = Metrics()
-        metrics.add(lambda: _samples(plane, lifecycle))
+        metrics.add(served)
+        metrics.add(lambda: _lifecycle_samples(lifecycle))
 
         async def show(_: web.Request) -> web.Response:
             return web.Response(body=metrics.text(), content_type="text/plain", charset="utf-8")
@@ -184,29 +172,8 @@ def _bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def _samples(plane: DataPlane, lifecycle: Lifecycle) -> Iterable[Sample]:
-    """The data plane's counters as metrics."""
-    stats, routes = plane.stats, plane.routes
-
-    def labelled(label: str, values: Mapping[Any, int]) -> list[tuple[dict[str, str], float]]:
-        return [({label: str(key)}, float(value)) for key, value in values.items()]
-
-    def plain(value: float) -> list[tuple[dict[str, str], float]]:
-        return [({}, value)]
-
-    yield ("responses", "Responses sent on.", "counter", labelled("code", stats.responses))
-    yield ("errors", "Answers of the gateway's own.", "counter", labelled("code", stats.errors))
-    yield ("active_tunnels", "Open WebSocket tunnels.", "gauge", plain(stats.tunnels))
-    yield ("routes", "Cached routes.", "gauge", plain(len(routes)))
-    yield ("route_reads", "Reads of the registry.", "counter", plain(routes.stats.reads))
-    yield (
-        "stale_routes",
-        "Requests served by a stale route.",
-        "counter",
-        plain(routes.stats.stale),
-    )
-    yield ("registry_linked", "Whether changes are pushed.", "gauge", plain(routes.linked))
-    yield ("owned_sessions", "Dev servers run here.", "gauge", plain(lifecycle.owned))
+def _lifecycle_samples(lifecycle: Lifecycle) -> Iterator[Sample]:
+    yield ("owned_sessions", "Dev servers run here.", "gauge", [({}, lifecycle.owned)])
 
 
 async def serve(settings: Settings, *, ready: Callable[[Gateway], None]) -> None:

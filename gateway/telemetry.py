@@ -7,13 +7,20 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 NAMESPACE: Final = "preview_gateway"
+
+#: How the values of several processes make one: a counter and a gauge are added up, a flag is 1
+#: only where it is 1 everywhere.
+Kind = Literal["counter", "gauge", "flag"]
+#: (name, help, kind, [(labels, value)])
+Sample = tuple[str, str, Kind, list[tuple[dict[str, str], float]]]
+Source = Callable[[], Iterable[Sample]]
 
 
 class _JsonLines(logging.Formatter):
@@ -49,16 +56,15 @@ def configure_logging(level: str) -> None:
 class Metrics(Collector):
     """Metrics in Prometheus' text format, read from plain counters when asked for.
 
-    A ``source`` yields (name, help, kind, [(labels, value)]) with kind "counter" or "gauge"; names
-    are given without the namespace. No label ever holds a session id.
+    Names are given without the namespace. No label ever holds a session id.
     """
 
     def __init__(self) -> None:
-        self._sources: list[Callable[[], Iterable[Sample]]] = []
+        self._sources: list[Source] = []
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
 
-    def add(self, source: Callable[[], Iterable[Sample]]) -> None:
+    def add(self, source: Source) -> None:
         """Ask this source too."""
         self._sources.append(source)
 
@@ -77,6 +83,3 @@ class Metrics(Collector):
     def text(self) -> bytes:
         """All metrics, in the text exposition format."""
         return generate_latest(self._registry)
-
-
-Sample = tuple[str, str, str, list[tuple[dict[str, str], float]]]

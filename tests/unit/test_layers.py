@@ -34,6 +34,7 @@ RANKS: Final[dict[str, int]] = {
     "gateway.proxy.exchange": 4,
     "gateway.proxy.listener": 4,
     "gateway.proxy.plane": 4,
+    "gateway.proxy.serving": 4,
     "gateway.api": 4,
     # What commands are made of: they talk to a gateway over HTTP and know nothing of its inside.
     "gateway.client": 4,

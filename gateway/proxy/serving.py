@@ -1,0 +1,70 @@
+"""The data plane of one process, put together: routes, what connections share, the public port."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from gateway.proxy.listener import Listener
+from gateway.proxy.plane import DataPlane
+from gateway.proxy.routes import RouteTable, Waker
+from gateway.registry.base import Registry
+from gateway.settings import Settings
+from gateway.telemetry import Sample
+
+
+class Serving:
+    """Serves the public port: in the gateway's only process, or in one of several workers."""
+
+    def __init__(
+        self, settings: Settings, registry: Registry, waker: Waker, *, control_socket: str
+    ) -> None:
+        self.routes = RouteTable(
+            registry,
+            wait_seconds=settings.registration_wait_seconds,
+            max_age_seconds=settings.route_max_age_seconds,
+            clock=asyncio.get_running_loop().time,
+        )
+        self.plane = DataPlane(
+            settings, routes=self.routes, waker=waker, control_socket=control_socket
+        )
+        self.listener = Listener(self.plane)
+
+    async def open(self, sock: socket.socket) -> None:
+        """Listen to changes of routes, then accept connections from ``sock``, which is bound."""
+        self.routes.open()
+        await self.listener.open(sock)
+
+    async def close(self, *, drain_seconds: float) -> None:
+        """Drain the port as ``Listener.close`` says, then let go of the routes. Idempotent."""
+        try:
+            await self.listener.close(drain_seconds=drain_seconds)
+        finally:
+            await self.routes.close()
+
+    def samples(self) -> Iterator[Sample]:
+        """The counters of this process, as ``telemetry.Metrics`` takes them."""
+        stats, routes = self.plane.stats, self.routes
+        yield ("responses", "Responses sent on.", "counter", _labelled("code", stats.responses))
+        yield (
+            "errors",
+            "Answers of the gateway's own.",
+            "counter",
+            _labelled("code", stats.errors),
+        )
+        yield ("active_tunnels", "Open WebSocket tunnels.", "gauge", [({}, stats.tunnels)])
+        yield ("routes", "Cached routes.", "gauge", [({}, len(routes))])
+        yield ("route_reads", "Reads of the registry.", "counter", [({}, routes.stats.reads)])
+        yield (
+            "stale_routes",
+            "Requests served by a stale route.",
+            "counter",
+            [({}, routes.stats.stale)],
+        )
+        yield ("registry_linked", "Whether changes are pushed.", "flag", [({}, routes.linked)])
+
+
+def _labelled(label: str, values: Mapping[Any, int]) -> list[tuple[dict[str, str], float]]:
+    return [({label: str(key)}, float(value)) for key, value in values.items()]
