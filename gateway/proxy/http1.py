@@ -24,7 +24,6 @@ import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections import deque
-from dataclasses import dataclass
 from enum import Enum
 from functools import lru_cache
 from typing import Any, Final
@@ -42,22 +41,47 @@ class _End(Enum):
 END: Final = _End.END
 
 
-@dataclass(slots=True)
+# Plain classes, no dataclasses: what dataclass generates stays interpreted when mypyc compiles this
+# file, and a seventh of the time of a request went there (bench/proxies.py, case get-1k).
 class RequestHead:
     """A request head. ``lines`` are the end-to-end fields as they go upstream, ``special`` holds
     the values of fields that the gateway acts upon, by lower-case name. ``upgrade`` is the value
     of Upgrade if another protocol is asked for, else empty.
     """
 
-    method: bytes
-    target: bytes
-    http10: bool
-    keep_alive: bool
-    lines: list[bytes]
-    special: dict[bytes, bytes]
-    content_length: int
-    chunked: bool
-    upgrade: bytes
+    __slots__ = (
+        "chunked",
+        "content_length",
+        "http10",
+        "keep_alive",
+        "lines",
+        "method",
+        "special",
+        "target",
+        "upgrade",
+    )
+
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        http10: bool,
+        keep_alive: bool,
+        lines: list[bytes],
+        special: dict[bytes, bytes],
+        content_length: int,
+        chunked: bool,
+        upgrade: bytes,
+    ) -> None:
+        self.method = method
+        self.target = target
+        self.http10 = http10
+        self.keep_alive = keep_alive
+        self.lines = lines
+        self.special = special
+        self.content_length = content_length
+        self.chunked = chunked
+        self.upgrade = upgrade
 
     @property
     def bodyless(self) -> bool:
@@ -65,30 +89,61 @@ class RequestHead:
         return not self.chunked and not self.content_length
 
 
-@dataclass(slots=True)
 class ResponseHead:
     """A response head. ``content_length`` is None for chunked content and for content that ends
     with the connection (``until_close``). ``upgrade`` is set in a 101 only.
     """
 
-    status: int
-    reason: bytes
-    keep_alive: bool
-    lines: list[bytes]
-    special: dict[bytes, bytes]
-    content_length: int | None
-    chunked: bool
-    until_close: bool
-    upgrade: bytes
+    __slots__ = (
+        "chunked",
+        "content_length",
+        "keep_alive",
+        "lines",
+        "reason",
+        "special",
+        "status",
+        "until_close",
+        "upgrade",
+    )
+
+    def __init__(
+        self,
+        status: int,
+        reason: bytes,
+        keep_alive: bool,
+        lines: list[bytes],
+        special: dict[bytes, bytes],
+        content_length: int | None,
+        chunked: bool,
+        until_close: bool,
+        upgrade: bytes,
+    ) -> None:
+        self.status = status
+        self.reason = reason
+        self.keep_alive = keep_alive
+        self.lines = lines
+        self.special = special
+        self.content_length = content_length
+        self.chunked = chunked
+        self.until_close = until_close
+        self.upgrade = upgrade
 
 
-@dataclass(slots=True)
 class Malformed:
     """Why the bytes are refused, and with which status."""
 
-    status: int
-    message: str
+    __slots__ = ("message", "status")
 
+    def __init__(
+        self,
+        status: int,
+        message: str,
+    ) -> None:
+        self.status = status
+        self.message = message
+
+
+_NO_FIELDS: Final = Fields(REQUEST_NAMES)
 
 #: What counts of a head besides its fields and its target: method, version, spaces, line ends.
 _START_LINE_BYTES: Final = 32
@@ -131,7 +186,9 @@ class _MessageParser(ABC):
         self._resuming = False
         self._may_be_long = False
         self._ordinary = self._names.ordinary
-        self._llhttp = self._new_llhttp()
+        #: Made when it is needed, which is rare: it costs as much as a whole short connection.
+        self._llhttp: Any = None
+        self._fields = _NO_FIELDS
         self._begin()
 
     def _begin(self) -> None:
@@ -140,7 +197,6 @@ class _MessageParser(ABC):
         self._start_bytes = 0
         self._seen = 0
         self._overhead = 0
-        self._fields = Fields(self._names)
 
     @property
     def in_message(self) -> bool:
@@ -172,6 +228,8 @@ class _MessageParser(ABC):
         if begun:
             # Content resets this; what is left is a head, or chunk extensions and trailers.
             self._overhead += len(data)
+        if self._llhttp is None:
+            self._llhttp = self._new_llhttp()
         try:
             self._llhttp.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
@@ -217,7 +275,7 @@ class _MessageParser(ABC):
             self.events.append(data[:left])
             rest = data[left:]
         self._end()
-        self._llhttp = self._new_llhttp()
+        self._llhttp = None  # it has not seen the end of this message
         return rest
 
     def _end(self) -> None:
@@ -242,7 +300,7 @@ class _MessageParser(ABC):
             self._left = head.content_length
         else:
             self._end()
-            self._llhttp = self._new_llhttp()
+            self._llhttp = None
 
     def _fail(self, malformed: Malformed) -> None:
         self._done = True
@@ -254,6 +312,7 @@ class _MessageParser(ABC):
 
     def on_message_begin(self) -> None:
         self._begun = True
+        self._fields = Fields(self._names)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head is not None:
@@ -342,8 +401,12 @@ class RequestParser(_MessageParser):
         if fields is None or len(target) > self._max_target or b"host" not in fields[1]:
             return False
         lines, special = fields
-        self.events.append(RequestHead(method, target, False, True, lines, special, 0, False, b""))
+        keep_alive = special.get(b"connection") != b"close"
+        self.events.append(
+            RequestHead(method, target, False, keep_alive, lines, special, 0, False, b"")
+        )
         self.events.append(END)
+        self._done = not keep_alive
         return True
 
     def _new_llhttp(self) -> Any:
@@ -420,7 +483,7 @@ class ResponseParser(_MessageParser):
         if self._skipping:
             # llhttp waits for the content that an answer to HEAD announces and never has.
             self._skipping = False
-            self._llhttp = self._new_llhttp()
+            self._llhttp = None
 
     def on_status(self, reason: bytes) -> None:
         self._reason += reason
@@ -589,7 +652,7 @@ _REQUEST_LINES: Final = KnownLines(
     REQUEST_NAMES,
     {
         b"host": lambda value: len(value) <= _MAX_HOST and _is_host(value),
-        b"connection": lambda value: value.lower() == b"keep-alive",
+        b"connection": lambda value: value.lower() in (b"keep-alive", b"close"),
         b"accept": _anything,
         b"sec-fetch-mode": _anything,
     },

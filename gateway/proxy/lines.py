@@ -23,11 +23,21 @@ _SIMPLY_DROPPED: Final = DROPPED - {b"transfer-encoding"}
 _MAX_LINES: Final = 8192
 _MAX_LINE_BYTES: Final = 1024
 
-#: What a line means: (lower-case name, value, whether it is passed on).
-Meaning = tuple[bytes, bytes, bool]
+
+class Meaning:
+    """What a line means."""
+
+    __slots__ = ("name", "passes", "value")
+
+    def __init__(self, name: bytes, value: bytes, passes: bool) -> None:
+        self.name = name
+        self.value = value
+        self.passes = passes
+
+
 #: It is passed on, and that is all.
-_ORDINARY: Final[Meaning] = (b"", b"", True)
-_NOTHING: Final[Meaning] = (b"", b"", False)
+_ORDINARY: Final = Meaning(b"", b"", True)
+_NOTHING: Final = Meaning(b"", b"", False)
 
 
 class KnownLines:
@@ -50,18 +60,17 @@ class KnownLines:
         passing: list[bytes] = []
         special: dict[bytes, bytes] = {}
         for line in lines:
-            meaning = known.get(line) or self._learn(line)
-            if meaning is _ORDINARY:
-                passing.append(line)
-                continue
+            meaning = known.get(line)
             if meaning is None:
-                return None
-            name, value, passes = meaning
+                meaning = self._learn(line)
+                if meaning is None:
+                    return None
+            name = meaning.name
             if name:
                 if name in special:
                     return None
-                special[name] = value
-            if passes:
+                special[name] = meaning.value
+            if meaning.passes:
                 passing.append(line)
         return passing, special
 
@@ -83,4 +92,4 @@ class KnownLines:
         is_simple = self._simple.get(lower)
         if is_simple is None or not is_simple(value):
             return None
-        return lower, value, lower in self._names.noted
+        return Meaning(lower, value, lower in self._names.noted)
