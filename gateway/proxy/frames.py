@@ -1,9 +1,9 @@
 """A look at the heads of WebSocket frames (RFC 6455 5.2) as they pass by. Pure.
 
 It answers two questions about one direction of a tunnel, without copying the stream: has anything
-been said that is more than a keep-alive, and does the stream stand between two frames? Vite's
-client says ``{"type":"ping"}`` every 30 seconds for as long as a tab is open (Vite 6 to 8); an idle
-preview would never count as idle if that were traffic.
+been said that is more than a keep-alive, and may a frame of our own be put in now? Vite's client
+says ``{"type":"ping"}`` every 30 seconds for as long as a tab is open (Vite 6 to 8); an idle preview
+would never count as idle if that were traffic.
 """
 
 from __future__ import annotations
@@ -13,7 +13,17 @@ from typing import Final
 _FIN_TEXT: Final = 0x81
 _CONTROL: Final = 0x08
 _MASKED: Final = 0x80
+_CLOSE: Final = 0x08
+_OPCODE: Final = 0x0F
 _VITE_PING: Final = b'{"type":"ping"}'
+
+#: A ping without content, towards a client.
+PING: Final = b"\x89\x00"
+#: The same towards a server: RFC 6455 5.3 wants a mask, even where there is nothing to mask.
+MASKED_PING: Final = b"\x89\x80\x00\x00\x00\x00"
+
+#: Missing of a frame that never ends: more than anybody will ever send.
+_ENDLESS: Final = 2**62
 
 
 class FrameWatch:
@@ -29,13 +39,17 @@ class FrameWatch:
 
     @property
     def at_boundary(self) -> bool:
-        """Whether the last byte seen was the last one of a frame."""
+        """Whether a control frame may follow what was seen.
+
+        The last byte was the last one of a frame (control frames between the fragments of a message
+        are fine, RFC 6455 5.4), and that frame was no close.
+        """
         return not self._left and not self._head
 
     def see(self, data: bytes) -> None:
         """Look at what passes by."""
-        # Nearly always one read is one small frame; the general way takes twice as long.
-        if not self._left and not self._head and len(data) > 1:
+        # Nearly always one read is one small frame of data; the general way takes twice as long.
+        if not self._left and not self._head and len(data) > 1 and not data[0] & _CONTROL:
             second = data[1]
             length = second & 0x7F
             if length < 126 and len(data) == length + (6 if second & _MASKED else 2):
@@ -59,6 +73,10 @@ class FrameWatch:
                 return
             start += size - len(self._head)
             self._head = b""
+            if head[0] & _OPCODE == _CLOSE:
+                # RFC 6455 5.5.1: it is the last frame; whatever follows belongs to nothing.
+                self._left = _ENDLESS
+                return
             self._left = _payload_size(head)
             # Of a long payload no more is looked at than tells that it is no keep-alive.
             payload = data[start : start + min(self._left, len(_VITE_PING))]

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
-from gateway.proxy.frames import FrameWatch
+from gateway.proxy.frames import MASKED_PING, PING, FrameWatch
 
 VITE_PING = b'{"type":"ping"}'
 
@@ -31,7 +31,6 @@ KEEP_ALIVES = {
     "a ping": (Opcode.PING, b""),
     "a ping with content": (Opcode.PING, b"12"),
     "a pong": (Opcode.PONG, b""),
-    "a close": (Opcode.CLOSE, b"\x03\xe8"),
 }
 TALK = {
     "another text of the same length": (Opcode.TEXT, b'{"type":"pong"}'),
@@ -58,6 +57,32 @@ def test_anything_else_is_activity(opcode: Opcode, data: bytes, mask: bool) -> N
     watch = seen(frame(opcode, data, mask=mask))
     assert watch.active
     assert watch.at_boundary
+
+
+@pytest.mark.parametrize("mask", [True, False], ids=["from client", "from server"])
+@pytest.mark.parametrize("data", [b"", b"\x03\xe8", b"\x03\xe9going away"])
+def test_a_close_is_no_activity_and_nothing_may_follow_it(data: bytes, mask: bool) -> None:
+    close = frame(Opcode.CLOSE, data, mask=mask)
+    for parts in ([close], [close[:1], close[1:]], [close, b"\x81\x01x"], [close + b"\x81\x01x"]):
+        watch = seen(*parts)
+        assert not watch.active
+        assert not watch.at_boundary
+
+
+def test_a_ping_may_be_put_between_the_fragments_of_a_message() -> None:
+    first = frame(Opcode.TEXT, b"hel", mask=True, fin=False)
+    watch = seen(first)
+    assert watch.at_boundary
+    watch.see(frame(Opcode.CONT, b"lo", mask=True))
+    assert watch.at_boundary
+
+
+def test_our_pings_are_what_the_other_side_expects() -> None:
+    assert PING == frame(Opcode.PING, b"", mask=False)
+    masked = MASKED_PING
+    assert masked[:1] == PING[:1]
+    assert masked[1] == 0x80  # masked, without content
+    assert len(masked) == len(frame(Opcode.PING, b"", mask=True))
 
 
 def test_an_unfinished_text_like_vites_ping_is_activity() -> None:
