@@ -32,12 +32,13 @@ from gateway.spawner.process import ProcessSpawner
 from gateway.spawner.recipes import choose
 from gateway.spawner.workspace import check_files
 from gateway.telemetry import Metrics, Sample, Source
+from gateway.workers.supervisor import Workers
 
 log: Final = logging.getLogger(__name__)
 
 
 class Gateway:
-    """One replica: data plane and control plane in one process."""
+    """One replica: data plane and control plane, in one process or (``workers``) in several."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -73,7 +74,7 @@ class Gateway:
         settings = self.settings.model_copy(update={"port": sock.getsockname()[1]})
         self.settings = settings
 
-        registry = await self._open_registry(settings)
+        registry, url = await self._open_registry(settings)
         spawner: Spawner | None = (
             ProcessSpawner(settings) if settings.spawner == "process" else None
         )
@@ -83,7 +84,12 @@ class Gateway:
         await lifecycle.open()
 
         control_socket = await self._open_control(settings, registry, lifecycle)
-        serving = Serving(settings, registry, lifecycle, control_socket=str(control_socket))
+        serving: Serving | Workers
+        if settings.workers:
+            joined = settings.model_copy(update={"redis_url": url})
+            serving = Workers(joined, lifecycle, control_socket=str(control_socket))
+        else:
+            serving = Serving(settings, registry, lifecycle, control_socket=str(control_socket))
         if settings.admin_port:
             await self._open_admin(settings, serving.samples, lifecycle)
         stack.push_async_callback(serving.close, drain_seconds=settings.drain_seconds)
@@ -91,7 +97,8 @@ class Gateway:
         self._health.ready = True
         log.info("replica %s serves %s (version %s)", settings.replica, self.url, __version__)
 
-    async def _open_registry(self, settings: Settings) -> Registry:
+    async def _open_registry(self, settings: Settings) -> tuple[Registry, str]:
+        """The registry, and the URL at which it is reached."""
         url = settings.redis_url
         if not url:
             embedded = EmbeddedValkey(settings.data_dir)
@@ -100,7 +107,7 @@ class Gateway:
         registry = RedisRegistry(settings, url=url)
         self._stack.push_async_callback(registry.close)
         await registry.open()
-        return registry
+        return registry, url
 
     async def _open_control(
         self, settings: Settings, registry: Registry, lifecycle: Lifecycle

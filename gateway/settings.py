@@ -11,6 +11,7 @@ import json
 import os
 import re
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
@@ -22,6 +23,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from gateway.errors import SettingsError
 
 PREFIX: Final = "GATEWAY_"
+_WORKERS_PER_CORE: Final = 4
 _REPLICA_ID: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 
@@ -50,6 +52,12 @@ class Settings(BaseSettings):
         "",
         description="How browsers reach the gateway, e.g. `https://previews.example`; "
         "empty: taken from each request.",
+    )
+    workers: int = Field(
+        0,
+        ge=0,
+        description="Data-plane processes on the public port, beside one control process (Linux); "
+        "0: one process does both.",
     )
     preview_domain: str = Field(
         "",
@@ -151,8 +159,24 @@ class Settings(BaseSettings):
     upgrade_timeout_seconds: float = Field(
         30.0, gt=0, description="Limit for a dev server to answer an upgrade."
     )
+    ping_seconds: int = Field(
+        20,
+        ge=0,
+        le=3600,
+        description="A WebSocket side that says nothing for this long gets a ping; a browser that "
+        "answers none for three times as long is gone. 0: no pings.",
+    )
+    drain_grace_seconds: float = Field(
+        5.0,
+        ge=0,
+        description="On SIGTERM, how long new connections are still accepted, so that a Service "
+        "can forget the replica.",
+    )
     drain_seconds: float = Field(
-        10.0, ge=0, description="On SIGTERM, how long requests under way may take to finish."
+        10.0,
+        ge=0,
+        description="After that, how long requests under way may take to finish; sockets are "
+        "closed one by one meanwhile.",
     )
 
     # -- limits
@@ -218,6 +242,19 @@ class Settings(BaseSettings):
         ):
             raise ValueError("write scheme://host[:port] without a path")
         return value.rstrip("/")
+
+    @field_validator("workers")
+    @classmethod
+    def _no_crowd(cls, value: int) -> int:
+        if value and sys.platform != "linux":
+            raise ValueError("only Linux spreads connections over processes: set it to 0")
+        most = _WORKERS_PER_CORE * len(os.sched_getaffinity(0)) if value else 0
+        if value > most:
+            raise ValueError(
+                f"more than {_WORKERS_PER_CORE} for each processor that may be used: "
+                f"set it to {most} at most"
+            )
+        return value
 
     @field_validator("preview_domain")
     @classmethod

@@ -24,7 +24,11 @@ Source = Callable[[], Iterable[Sample]]
 
 
 class _JsonLines(logging.Formatter):
-    """One JSON object a line."""
+    """One JSON object a line, with the name of the process if it has one."""
+
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = {"process": process} if process else {}
 
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.fromtimestamp(record.created, UTC)
@@ -32,6 +36,7 @@ class _JsonLines(logging.Formatter):
             "time": moment.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
             "logger": record.name,
+            **self._process,
             "message": record.getMessage(),
         }
         if record.exc_info:
@@ -39,15 +44,19 @@ class _JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-def configure_logging(level: str) -> None:
-    """Log to standard error: JSON lines, or plain lines if a person reads them on a terminal."""
+def configure_logging(level: str, *, process: str = "") -> None:
+    """Log to standard error: JSON lines, or plain lines if a person reads them on a terminal.
+
+    ``process`` is what one of a gateway's several processes calls itself.
+    """
     handler = logging.StreamHandler(sys.stderr)
     if sys.stderr.isatty():
+        name = f"{process}: " if process else ""
         handler.setFormatter(
-            logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S")
+            logging.Formatter(f"%(asctime)s %(levelname)-7s {name}%(message)s", "%H:%M:%S")
         )
     else:
-        handler.setFormatter(_JsonLines())
+        handler.setFormatter(_JsonLines(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     # One line per call would say what /metrics counts.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)

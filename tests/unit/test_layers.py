@@ -36,6 +36,11 @@ RANKS: Final[dict[str, int]] = {
     "gateway.proxy.plane": 4,
     "gateway.proxy.serving": 4,
     "gateway.api": 4,
+    "gateway.workers": 4,
+    "gateway.workers.pauses": 1,
+    "gateway.workers.tally": 2,
+    # The composition root of a data-plane process.
+    "gateway.workers.main": 5,
     # What commands are made of: they talk to a gateway over HTTP and know nothing of its inside.
     "gateway.client": 4,
     "gateway.folder": 4,
@@ -46,7 +51,13 @@ RANKS: Final[dict[str, int]] = {
 }
 
 #: Modules of one group may import each other within a rank; others may not.
-GROUPS: Final = ("gateway.proxy", "gateway.registry", "gateway.spawner", "gateway.api")
+GROUPS: Final = (
+    "gateway.proxy",
+    "gateway.registry",
+    "gateway.spawner",
+    "gateway.api",
+    "gateway.workers",
+)
 
 #: Single imports within a rank and across groups.
 ALLOWED: Final = {
@@ -72,13 +83,16 @@ FORBIDDEN: Final[dict[str, tuple[str, ...]]] = {
     ),
 }
 
-#: Implementations, which only the composition root and their own package know.
+#: Implementations, which only the composition roots and their own package know.
 CONCRETE: Final = (
     "gateway.registry.redis_store",
     "gateway.registry.embedded",
     "gateway.spawner.process",
     "gateway.spawner.kubernetes",
 )
+
+#: The modules that put a process together: the gateway, and a data-plane process of it.
+ROOTS: Final = ("gateway.app", "gateway.workers.main")
 
 
 def is_within(module: str, package: str) -> bool:
@@ -110,10 +124,10 @@ def violations(module: str, imported: str) -> Iterator[str]:
         return
     if (
         any(is_within(imported, concrete) for concrete in CONCRETE)
-        and module != "gateway.app"
+        and module not in ROOTS
         and group(module) != group(imported)
     ):
-        yield f"{module} imports {imported}: only gateway.app names implementations"
+        yield f"{module} imports {imported}: only composition roots name implementations"
     here, there = rank(module), rank(imported)
     if here is None or there is None:
         yield f"{module} imports {imported}: give both a rank in RANKS"
@@ -177,12 +191,12 @@ def test_layers_import_downward_only() -> None:
         ("registry/base.py", "from gateway.spawner.base import Job", "neighbour"),
         ("lifecycle.py", "from gateway.proxy.routes import Routes", "neighbour"),
         ("proxy/routes.py", "from gateway.lifecycle import Lifecycle", "neighbour"),
-        ("proxy/routes.py", "from gateway.registry import redis_store", "names implementations"),
+        ("proxy/routes.py", "from gateway.registry import redis_store", "name implementations"),
         ("proxy/tunnel.py", "def late():\n    import aiohttp.web", "must not know"),
         ("proxy/access.py", "from redis.asyncio import Redis", "must not know"),
         ("proxy/listener.py", "from gateway.spawner.base import Job", "must not know"),
         ("api/routes.py", "from gateway.proxy.http1 import Head", "must not know"),
-        ("cli.py", "from gateway.registry.embedded import Embedded", "names implementations"),
+        ("cli.py", "from gateway.registry.embedded import Embedded", "name implementations"),
         ("helpers.py", "import json", "has no rank"),
         ("app.py", "from gateway.helpers import help", "give both a rank"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from pathlib import Path
 from typing import Any, Final
 
@@ -277,3 +278,19 @@ def test_data_lives_in_the_users_data_directory(
 
 def test_every_setting_has_a_description() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+# -- workers
+
+
+def test_workers_are_bounded_by_the_processors_that_may_be_used() -> None:
+    most = 4 * len(os.sched_getaffinity(0))
+    assert load_settings({"workers": most}).workers == most
+    assert f"set it to {most} at most" in refused({"workers": most + 1})
+    assert "GATEWAY_WORKERS" in refused({"workers": -1})
+
+
+def test_workers_are_for_linux(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert "only Linux" in refused({"workers": 1})
+    assert load_settings({"workers": 0}).workers == 0
