@@ -401,7 +401,7 @@ class RequestParser(_MessageParser):
         if fields is None or len(target) > self._max_target or b"host" not in fields[1]:
             return False
         lines, special = fields
-        keep_alive = special.get(b"connection") != b"close"
+        keep_alive = special.get(b"connection", b"").lower() != b"close"
         self.events.append(
             RequestHead(method, target, False, keep_alive, lines, special, 0, False, b"")
         )

@@ -623,6 +623,7 @@ def test_a_simple_head_means_what_llhttp_says_whatever_byte_is_in_it(byte: int) 
         (b"Host: a", b"Authorization: Bearer x"),
         (b"Host: a", b"X_Forwarded_For: 1", b"X-Forwarded-For: 2", b"Forwarded: 3"),
         (b"Host: a", b"Connection: close"),
+        (b"Host: a", b"Connection: Close"),
         (b"Host: a", b"Connection: Upgrade", b"Upgrade: websocket"),
         (b"X-Known: c",),
         (b"Host: a", b"X-Known: c", b" folded"),
