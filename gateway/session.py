@@ -17,6 +17,9 @@ SessionId = NewType("SessionId", str)
 
 #: A DNS label (RFC 1123), so that ``<id>.<preview_domain>`` is a host name.
 _ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{6,38}[a-z0-9])")
+#: The name of every cookie of the gateway's own begins so, behind ``__Host-`` or ``__Secure-``
+#: where it has one. Dev servers neither see nor set such cookies.
+COOKIE_PREFIX: Final = "preview-gateway-"
 
 
 def parse_session_id(text: str) -> SessionId:

@@ -64,6 +64,12 @@ class Settings(BaseSettings):
         description="Turns subdomain mode on: previews live at `<id>.<preview_domain>`. "
         "Empty: path mode, `/preview/<id>/`.",
     )
+    header_profile: Literal["local", "public"] = Field(
+        "local",
+        description="What dev servers are told of the public address: `local`, nothing; "
+        "`public` (needs `PREVIEW_DOMAIN`), the browser's `Host` and `Origin` and "
+        "`X-Forwarded-*`.",
+    )
     advertise_host: str = Field(
         "127.0.0.1",
         description="Address at which this replica's dev servers listen and other replicas "
@@ -82,6 +88,11 @@ class Settings(BaseSettings):
     cors_origins: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
         description="Foreign origins that may call the API and open preview sockets.",
+    )
+    trusted_proxies: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        description="Networks (CIDR) of the proxies in front. Only from them are "
+        "`X-Forwarded-For`, `-Proto` and `-Host` believed; they must set or remove each of these.",
     )
     target_allowlist: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
@@ -194,7 +205,9 @@ class Settings(BaseSettings):
         "info", description="Least severe level that is logged."
     )
 
-    @field_validator("api_tokens", "cors_origins", "target_allowlist", mode="before")
+    @field_validator(
+        "api_tokens", "cors_origins", "trusted_proxies", "target_allowlist", mode="before"
+    )
     @classmethod
     def _split_lists(cls, value: object) -> object:
         if not isinstance(value, str):
@@ -226,7 +239,7 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin!r} is no origin: write scheme://host[:port]")
         return value
 
-    @field_validator("target_allowlist")
+    @field_validator("trusted_proxies", "target_allowlist")
     @classmethod
     def _real_networks(cls, value: list[str]) -> list[str]:
         for network in value:
@@ -284,6 +297,11 @@ class Settings(BaseSettings):
                 f"{PREFIX}HOST={self.host} is reachable from other machines and "
                 f"{PREFIX}API_TOKENS is empty: set tokens, listen on 127.0.0.1, or give "
                 "--insecure if something in front checks access"
+            )
+        if self.header_profile == "public" and not self.preview_domain:
+            raise ValueError(
+                f"{PREFIX}HEADER_PROFILE=public needs {PREFIX}PREVIEW_DOMAIN: in path mode "
+                "previews share one public address; set a domain, or leave the profile local"
             )
         if self.max_file_bytes > self.max_session_bytes:
             raise ValueError(

@@ -275,7 +275,9 @@ class SessionApi:
     def urls(self, request: web.Request) -> Urls:
         """Public addresses as this caller knows them."""
         settings = self._settings
-        base = settings.public_url or f"http://{request.host}"
+        # Both are the data plane's word, which is the only one to reach this application.
+        scheme = request.headers.get("X-Forwarded-Proto", "http")
+        base = settings.public_url or f"{scheme}://{request.host}"
         return Urls(base=base, preview_domain=settings.preview_domain)
 
 

@@ -57,9 +57,13 @@ class Access:
         upgrades and unsafe methods only from the same origin or a configured one. No Origin: no
         browser page made the request.
         """
-        origin = head.special.get(b"origin")
-        if origin is None or (head.method in SAFE_METHODS and not head.upgrade):
+        if b"origin" not in head.special or (head.method in SAFE_METHODS and not head.upgrade):
             return True
+        return self.is_own_page(head)
+
+    def is_own_page(self, head: RequestHead) -> bool:
+        """Whether a page of the origin it asks, or of a configured one, made the request."""
+        origin = head.special.get(b"origin", b"")
         _, _, authority = origin.partition(b"://")
         return authority == head.special.get(b"host") or origin in self._origins
 
@@ -79,7 +83,7 @@ class Access:
         return allowed
 
     def _is_own_name(self, host: bytes) -> bool:
-        name = _host_name(host.decode("latin-1").lower())
+        name = host_name(host).decode("latin-1")
         if name in self._names or name.endswith(".localhost"):
             return True
         if self._preview_domain and name.endswith("." + self._preview_domain):
@@ -91,11 +95,11 @@ class Access:
         return True
 
 
-def _host_name(authority: str) -> str:
-    """The host of ``host[:port]``, without brackets."""
-    if authority.startswith("["):
-        return authority[1:].partition("]")[0]
-    return authority.partition(":")[0]
+def host_name(authority: bytes) -> bytes:
+    """The host of ``host[:port]`` in lower case, without brackets."""
+    if authority.startswith(b"["):
+        return authority[1:].partition(b"]")[0].lower()
+    return authority.partition(b":")[0].lower()
 
 
 def _digest(token: bytes) -> bytes:

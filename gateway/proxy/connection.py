@@ -68,6 +68,7 @@ class ClientConnection(asyncio.Protocol):
         "peer_host",
         "plane",
         "transport",
+        "peer_trusted",
     )
 
     def __init__(self, listener: Listener) -> None:
@@ -87,6 +88,8 @@ class ClientConnection(asyncio.Protocol):
         self.peer_host = b""
         #: Read, but not parsed yet.
         self._backlog = b""
+        #: The peer is one of GATEWAY_TRUSTED_PROXIES.
+        self.peer_trusted = False
         #: The client has ended its side.
         self._ended = False
         #: The deadline is that of a head.
@@ -111,6 +114,7 @@ class ClientConnection(asyncio.Protocol):
         self.peer_host = str(peer[0]).encode() if isinstance(peer, tuple) else b"unknown"
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
         full = self._listener.is_full
+        self.peer_trusted = self.plane.forwarding.trusts(self.peer_host)
         self._listener.connections.add(self)
         self.deadline = self.plane.now() + self.plane.settings.head_timeout_seconds
         if full:
@@ -203,6 +207,8 @@ class ClientConnection(asyncio.Protocol):
         place = self.plane.places.of(head)
         exchange = self.exchange = Exchange(self, head, place)
         if b"authorization" in head.special and self.plane.access.carries_token(head):
+        if self.peer_trusted:
+            self._believe_host(head)
             exchange.authorized = True
             if place.session_id is not None and place.reserved is None:
                 # The gateway's own tokens are for the gateway only.
@@ -213,6 +219,16 @@ class ClientConnection(asyncio.Protocol):
     def _turned_away(self, exchange: Exchange) -> bool:
         """Answer what is refused or redirected before any route is looked up."""
         head, place = exchange.head, exchange.place
+    def _believe_host(self, head: RequestHead) -> None:
+        """Take the request as one to the host that a trusted proxy names.
+
+        Not if Host itself is refused: a page that reached this address by DNS rebinding, on the
+        machine of a trusted proxy, could name what it likes.
+        """
+        host = self.plane.forwarding.host(head)
+        if host and self.plane.access.host_allowed(head.special.get(b"host", b"localhost")):
+            head.special[b"host"] = host
+
         access, target = self.plane.access, head.target
         if (
             place.plain

@@ -113,11 +113,25 @@ class Exchange:
     def _aim_at(self, entry: Entry) -> None:
         self.plane.active.add(entry.route.id)
         pool = self._pool = self.plane.pool(entry)
-        self._out = self.place.preview_head(self.head, pool, entry.route)
+        client = self.client
+        self._out = self.plane.profile.request_head(
+            self.place,
+            self.head,
+            pool,
+            entry.route,
+            peer_host=client.peer_host,
+            trusted=client.peer_trusted,
+        )
 
     def _aim_at_control(self) -> None:
         self._pool = self.plane.control
-        self._out = self.place.control_head(self.head, self.client.peer_host)
+        client = self.client
+        self._out = self.place.control_head(
+            self.head,
+            self.plane.forwarding.for_control(
+                self.head, client.peer_host, trusted=client.peer_trusted
+            ),
+        )
 
     def _pooled(self) -> UpstreamConnection | None:
         """A pooled connection. An upgrade gets a new one: nobody can retry it."""
@@ -297,6 +311,7 @@ class Exchange:
 
     def _relay_head(self, response: ResponseHead, out: list[bytes]) -> None:
         head = self.head
+        self.plane.profile.put_right(response, self.place, head, self._pool)
         if response.status < 200:
             # RFC 9110 15.2: interim responses are passed on, but never to a HTTP/1.0 client.
             if not head.http10:
@@ -322,7 +337,6 @@ class Exchange:
             else:
                 self._chunked = True
         self.plane.stats.count(response.status)
-        self.place.rewrite(response, head, self._pool)
         out.append(
             heads.response_head(
                 response,
@@ -422,6 +436,7 @@ class Exchange:
             return
         self._stop_timer()
         self._upstream = None
+        self.plane.profile.put_right(response, self.place, self.head, self._pool)
         special = self.head.special
         protocol = response.special.get(b"sec-websocket-protocol", b"")
         out.append(

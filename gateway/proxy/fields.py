@@ -1,7 +1,7 @@
 """The fields of a message: which end here, which the gateway acts upon, which pass. Pure.
 
-RFC 9110 7.6.1 says which fields concern one connection only; which others of a request end here is
-header profile A of the architecture document.
+RFC 9110 7.6.1 says which fields concern one connection only. Others end here because the gateway
+says them itself, or lets nobody say them: the architecture document has the list.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ DROPPED: Final = frozenset(
         b"trailer",
         b"transfer-encoding",
         b"http2-settings",
-        # Header profile A: nothing of the public address reaches the dev server.
+        # Said of the client by whoever wants to; some of it is believed (``forwarded``), all of it
+        # is said anew where it is said at all.
         b"forwarded",
         b"x-forwarded-for",
         b"x-forwarded-host",
@@ -28,9 +29,10 @@ DROPPED: Final = frozenset(
         b"x-forwarded-prefix",
         b"x-forwarded-server",
         b"x-real-ip",
-        b"x-preview-replica",
     }
 )
+#: Names that begin so are the gateway's own, in both directions.
+_OWN: Final = b"x-preview-"
 _REQUEST_SPECIAL: Final = frozenset(
     {
         b"host",
@@ -42,11 +44,14 @@ _REQUEST_SPECIAL: Final = frozenset(
         b"expect",
         b"authorization",
         b"sec-websocket-protocol",
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
     }
 )
 #: Read by the gateway and passed on all the same.
 _REQUEST_NOTED: Final = frozenset(
-    {b"accept", b"sec-fetch-mode", b"sec-websocket-key", b"sec-websocket-version"}
+    {b"accept", b"cookie", b"sec-fetch-mode", b"sec-websocket-key", b"sec-websocket-version"}
 )
 _RESPONSE_SPECIAL: Final = frozenset(
     {
@@ -54,28 +59,53 @@ _RESPONSE_SPECIAL: Final = frozenset(
         b"content-length",
         b"transfer-encoding",
         b"upgrade",
-        b"location",
-        b"access-control-allow-origin",
         b"sec-websocket-protocol",
     }
 )
-_RESPONSE_NOTED: Final = frozenset({b"sec-websocket-accept"})
+#: Noted so that a glance tells whether anything may have to be put right (``profile``).
+_RESPONSE_NOTED: Final = frozenset(
+    {
+        b"sec-websocket-accept",
+        b"location",
+        b"content-location",
+        b"access-control-allow-origin",
+        b"set-cookie",
+        b"service-worker-allowed",
+        b"clear-site-data",
+        b"strict-transport-security",
+        b"nel",
+        b"report-to",
+        b"reporting-endpoints",
+        b"alt-svc",
+    }
+)
 #: Single-valued fields: a second one makes the message ambiguous.
 _ONCE: Final = frozenset({b"host", b"origin", b"authorization", b"sec-websocket-key", b"location"})
 
 #: Passed on by value; unlike the rest of what is special they end here when Connection says so.
-_CARRIED: Final = frozenset(
+_CARRIED: Final = frozenset({b"authorization", b"expect"})
+#: Connection options that are no fields, and fields that a message cannot do without: those of the
+#: WebSocket handshake. Host, Origin and the framing are written anew in any case.
+_NEVER_NAMED: Final = frozenset(
     {
-        b"authorization",
-        b"expect",
-        b"sec-websocket-protocol",
-        b"location",
-        b"access-control-allow-origin",
+        b"",
+        b"close",
+        b"keep-alive",
+        b"upgrade",
+        b"sec-websocket-key",
+        b"sec-websocket-version",
+        b"sec-websocket-accept",
+        b"sec-websocket-extensions",
     }
 )
 #: Distinct names that are recognised at first sight; enough for all browsers and frameworks.
 _MAX_NAMES: Final = 1024
 WHITESPACE: Final = b" \t"
+
+
+def ends_here(lower: bytes) -> bool:
+    """Whether a field, by its lower-case name, is not passed on, whatever its value."""
+    return lower in DROPPED or lower.startswith(_OWN)
 
 
 class Refusal(Exception):
@@ -121,7 +151,7 @@ class Fields:
         noted = lower in names.noted
         if noted or lower in names.special:
             self._take(lower, value.strip(WHITESPACE))
-        if lower in names.special or lower in DROPPED or self._is_alias(lower):
+        if lower in names.special or ends_here(lower) or self._is_alias(lower):
             self._counted_bytes += len(name) + len(value) + 4
             return
         self.lines.append(name + b": " + value)
@@ -133,7 +163,7 @@ class Fields:
         if b"_" not in lower:
             return False
         name = lower.replace(b"_", b"-")
-        return name in DROPPED or name in self._names.special or name in self._names.noted
+        return ends_here(name) or name in self._names.special or name in self._names.noted
 
     def size(self) -> int:
         """Bytes of all fields so far, with their line ends."""
@@ -157,7 +187,7 @@ class Fields:
         if connection is None:
             return
         named = {token.strip(WHITESPACE).lower() for token in connection.split(b",")}
-        named -= {b"close", b"keep-alive", b"upgrade", b""}
+        named -= _NEVER_NAMED
         if named:
             self.lines = [
                 line for line in self.lines if line[: line.index(b":")].lower() not in named

@@ -63,9 +63,6 @@ def response_head(
     lines = [b"HTTP/1.1 %d %b" % (head.status, head.reason)]
     lines += head.lines
     special = head.special
-    for lower, name in _RESPONSE_REWRITTEN:
-        if lower in special:
-            lines.append(name + special[lower])
     if chunked:
         lines.append(b"Transfer-Encoding: chunked")
     elif b"content-length" in special and head.status >= 200 and head.status != 204:
@@ -78,12 +75,6 @@ def response_head(
     lines.append(extra)
     lines.append(b"")
     return b"\r\n".join(lines)
-
-
-_RESPONSE_REWRITTEN: Final = (
-    (b"location", b"Location: "),
-    (b"access-control-allow-origin", b"Access-Control-Allow-Origin: "),
-)
 
 
 def switching_head(head: ResponseHead, *, upgrade: bytes, protocol: bytes, extra: bytes) -> bytes:

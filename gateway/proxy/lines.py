@@ -12,14 +12,12 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from gateway.proxy.fields import DROPPED, Names
+from gateway.proxy.fields import Names, ends_here
 
 #: ``name: value`` without white space around the value and without control characters.
 _CANONICAL: Final = re.compile(
     rb"[^:]+: (?:[\x21-\x7e\x80-\xff](?:[\t\x20-\x7e\x80-\xff]*[\x21-\x7e\x80-\xff])?)?"
 )
-#: Transfer-Encoding decides about the framing, which is llhttp's to judge.
-_SIMPLY_DROPPED: Final = DROPPED - {b"transfer-encoding"}
 _MAX_LINES: Final = 8192
 _MAX_LINE_BYTES: Final = 1024
 
@@ -87,9 +85,10 @@ class KnownLines:
         return meaning
 
     def _meaning(self, lower: bytes, value: bytes) -> Meaning | None:
-        if lower in _SIMPLY_DROPPED:
-            return _NOTHING
         is_simple = self._simple.get(lower)
-        if is_simple is None or not is_simple(value):
-            return None
-        return Meaning(lower, value, lower in self._names.noted)
+        if is_simple is not None and is_simple(value):
+            return Meaning(lower, value, lower in self._names.noted)
+        # Transfer-Encoding decides about the framing, which is llhttp's to judge.
+        if is_simple is None and ends_here(lower) and lower != b"transfer-encoding":
+            return _NOTHING
+        return None

@@ -1,4 +1,4 @@
-"""Where a request goes: to the control plane or to a preview, and in which words. Pure.
+"""Where a request goes: to the control plane or to a preview. Pure.
 
 Path mode: ``/preview/<id>/...``. Subdomain mode: ``<id>.<preview_domain>``. The request target is
 never decoded, collapsed or re-encoded: what does not literally begin with a preview's prefix is
@@ -12,9 +12,8 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from gateway.proxy import heads
-from gateway.proxy.http1 import RequestHead, ResponseHead
-from gateway.proxy.upstream import Pool
-from gateway.session import Route, is_session_id
+from gateway.proxy.http1 import RequestHead
+from gateway.session import is_session_id
 
 PREFIX: Final = b"/preview/"
 #: Below a preview's base, for the gateway's own use: the starting page's event stream.
@@ -59,8 +58,13 @@ class Place:
         """Where the starting page finds its events."""
         return (self.base + RESERVED + b"events").decode("latin-1")
 
-    def control_head(self, head: RequestHead, peer_host: bytes) -> bytes:
-        """The head for the control plane, which must know how it was called."""
+    @property
+    def is_hmr(self) -> bool:
+        """Whether this is the well-known address of a preview's HMR socket."""
+        return self.rest.partition(b"?")[0] == HMR
+
+    def control_head(self, head: RequestHead, client: tuple[bytes, ...]) -> bytes:
+        """The head for the control plane; ``client`` are lines that say who called it, and how."""
         target = None
         if self.session_id is not None and self.reserved is not None:
             target = INTERNAL + b"previews/" + self.session_id.encode() + b"/" + self.reserved
@@ -69,39 +73,8 @@ class Place:
             host=head.special.get(b"host", b"localhost"),
             origin=head.special.get(b"origin"),
             target=target,
-            extra=(b"X-Forwarded-For: " + peer_host,),
+            extra=client,
         )
-
-    def preview_head(self, head: RequestHead, pool: Pool, route: Route) -> bytes:
-        """The head for the dev server, in header profile A."""
-        if head.upgrade and self.rest.partition(b"?")[0] == HMR and route.hmr.protocol:
-            return self._hmr_head(head, pool, route)
-        return heads.request_head(head, host=pool.host, origin=pool.origin)
-
-    def _hmr_head(self, head: RequestHead, pool: Pool, route: Route) -> bytes:
-        """The well-known HMR address: the dev server's own path and subprotocol are put in.
-
-        The gateway has checked Origin already; without one, Vite asks for no token (ws.ts).
-        """
-        extra: tuple[bytes, ...] = ()
-        if b"sec-websocket-protocol" not in head.special:
-            extra = (b"Sec-WebSocket-Protocol: " + route.hmr.protocol.encode(),)
-        target = (route.base + route.hmr.path).encode()
-        return heads.request_head(head, host=pool.host, target=target, extra=extra)
-
-    def rewrite(self, response: ResponseHead, head: RequestHead, pool: Pool | None) -> None:
-        """Put right what the dev server, which thinks it is at ``pool.origin``, says of itself."""
-        if self.session_id is None or pool is None:
-            return
-        special = response.special
-        location = special.get(b"location")
-        if location is not None and (location + b"/").startswith(pool.origin + b"/"):
-            path = location[len(pool.origin) :] or b"/"
-            # A path that begins with two slashes would be read as a host name.
-            special[b"location"] = b"/." + path if path.startswith(b"//") else path
-        allowed = special.get(b"access-control-allow-origin")
-        if allowed == pool.origin and b"origin" in head.special:
-            special[b"access-control-allow-origin"] = head.special[b"origin"]
 
 
 CONTROL: Final = Place(None)

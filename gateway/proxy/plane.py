@@ -6,9 +6,12 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable
 from typing import Final, cast
+from urllib.parse import urlsplit
 
 from gateway.proxy.access import Access
+from gateway.proxy.forwarded import Forwarding
 from gateway.proxy.place import Places
+from gateway.proxy.profile import LocalProfile, Profile, PublicProfile
 from gateway.proxy.routes import Entry, RouteTable, Waker
 from gateway.proxy.upstream import Pool, tcp_connect, unix_connect
 from gateway.settings import Settings
@@ -48,6 +51,14 @@ class DataPlane:
             preview_domain=settings.preview_domain,
             listen_host=settings.host,
         )
+        self.forwarding = Forwarding(
+            settings.trusted_proxies, scheme=urlsplit(settings.public_url).scheme or "http"
+        )
+        self.profile: Profile = (
+            PublicProfile(self.forwarding, preview_domain=settings.preview_domain)
+            if settings.header_profile == "public"
+            else LocalProfile(self.access)
+        )
         self.replica_field = f"X-Preview-Replica: {settings.replica}\r\n".encode()
         #: The pools that have connections.
         self.pools: set[Pool] = set()
@@ -78,6 +89,7 @@ class DataPlane:
                 max_head=self.settings.max_head_bytes,
                 host=authority,
                 origin=b"http://" + authority,
+                address=endpoint.host.encode(),
                 active=self.pools,
             )
         return cast("Pool", entry.pool)

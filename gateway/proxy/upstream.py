@@ -178,6 +178,7 @@ class Pool:
         idle_seconds: float = IDLE_SECONDS,
         host: bytes = b"",
         origin: bytes = b"",
+        address: bytes = b"",
         active: set[Pool] | None = None,
     ) -> None:
         self._connect = connect
@@ -189,6 +190,8 @@ class Pool:
         #: What the dev server is told its own address were (header profile A).
         self.host = host
         self.origin = origin
+        #: The host at which it is reached: an IP literal without brackets, or a name.
+        self.address = address
         self._idle: list[UpstreamConnection] = []
         #: Where a pool is to be found as long as it has connections.
         self._active = active if active is not None else set()

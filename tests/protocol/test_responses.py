@@ -158,7 +158,8 @@ async def test_a_redirect_to_the_dev_servers_own_address_stays_here(
     assert got == (location.decode() if expected is None else expected)
 
 
-async def test_the_allowed_origin_is_the_one_that_asked(gateway: Gateway) -> None:
+async def test_the_allowed_origin_is_the_one_that_asked(start: Start) -> None:
+    gateway = await start(cors_origins=["http://app.example"])
     client, peer = await asked(gateway, b"Origin: http://app.example")
     port = peer.writer.get_extra_info("sockname")[1]
     own = b"Access-Control-Allow-Origin: http://localhost:%d\r\n" % port

@@ -79,6 +79,22 @@ def test_unsafe_requests_come_from_the_same_origin_or_a_configured_one(
     assert rules.origin_allowed(head(line, method=b"OPTIONS"))
 
 
+@pytest.mark.parametrize(
+    ("lines", "own"),
+    [
+        ((b"Origin: http://gateway:80",), True),
+        ((b"Origin: https://app.example",), True),
+        ((b"Origin: http://evil.example",), False),
+        ((b"Origin: null",), False),
+        ((), False),
+    ],
+)
+def test_a_page_of_ones_own_is_known_whatever_the_method(
+    lines: tuple[bytes, ...], own: bool
+) -> None:
+    assert access().is_own_page(head(*lines)) is own
+
+
 def test_what_no_page_has_made_passes() -> None:
     assert access().origin_allowed(head(method=b"DELETE"))
 

@@ -97,6 +97,7 @@ def test_a_request_head_is_sorted_into_what_passes_and_what_is_acted_upon() -> N
         b"accept": b"text/html",
         b"content-length": b"3",
         b"connection": b"keep-alive, X-Two",
+        b"cookie": b"a=b",
     }
     assert (head.content_length, head.chunked, head.bodyless) == (3, False, False)
     assert head.keep_alive

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
-from gateway.proxy.http1 import RequestHead, RequestParser, ResponseHead, ResponseParser
+from gateway.proxy.http1 import RequestHead, RequestParser
 from gateway.proxy.place import CONTROL, Place, Places, is_internal
-from gateway.proxy.upstream import Pool
-from gateway.session import Hmr, Route, SessionId, State
+from gateway.session import SessionId
 
 ID = SessionId("abcdef0123456789")
 BASE = b"/preview/" + ID.encode() + b"/"
+CLIENT = (b"X-Forwarded-For: ::1", b"X-Forwarded-Proto: https")
 
 
 def head(target: bytes, *lines: bytes, host: bytes = b"localhost") -> RequestHead:
@@ -26,26 +24,6 @@ def head(target: bytes, *lines: bytes, host: bytes = b"localhost") -> RequestHea
 
 def place(target: bytes, *, domain: str = "", host: bytes = b"localhost") -> Place:
     return Places(domain).of(head(target, host=host))
-
-
-async def no_connection(_: Any) -> None: ...
-
-
-@pytest.fixture
-async def pool() -> Pool:
-    return Pool(
-        no_connection,
-        name="x",
-        connect_timeout_seconds=1,
-        max_connections=1,
-        max_head=1,
-        host=b"localhost:5173",
-        origin=b"http://localhost:5173",
-    )
-
-
-def route(hmr: Hmr | None = None) -> Route:
-    return Route(ID, 1, 1, State.READY, base=BASE.decode(), hmr=hmr or Hmr())
 
 
 @pytest.mark.parametrize(
@@ -118,20 +96,28 @@ def test_only_plain_names_are_reserved(rest: bytes, reserved: bytes | None) -> N
     assert place(BASE + rest).reserved == reserved
 
 
+@pytest.mark.parametrize(
+    ("rest", "hmr"), [(b"hmr", True), (b"hmr?x", True), (b"hmr/x", False), (b"", False)]
+)
+def test_the_hmr_address_is_known(rest: bytes, hmr: bool) -> None:
+    assert place(BASE + rest).is_hmr is hmr
+
+
 def test_reserved_requests_go_to_an_internal_address() -> None:
     found = place(BASE + b".preview/events?x")
-    sent = found.control_head(head(BASE + b".preview/events?x", b"Origin: http://o"), b"1.2.3.4")
+    sent = found.control_head(head(BASE + b".preview/events?x", b"Origin: http://o"), CLIENT)
     assert sent == (
         b"GET /-/previews/" + ID.encode() + b"/events?x HTTP/1.1\r\nHost: localhost\r\n"
-        b"X-Forwarded-For: 1.2.3.4\r\nOrigin: http://o\r\n\r\n"
+        b"X-Forwarded-For: ::1\r\nX-Forwarded-Proto: https\r\nOrigin: http://o\r\n\r\n"
     )
     assert found.events_url == (BASE + b".preview/events").decode()
 
 
 def test_the_control_plane_is_told_how_it_was_called() -> None:
     request = head(b"/api?x", host=b"public.example")
-    assert CONTROL.control_head(request, b"::1") == (
-        b"GET /api?x HTTP/1.1\r\nHost: public.example\r\nX-Forwarded-For: ::1\r\n\r\n"
+    assert CONTROL.control_head(request, CLIENT) == (
+        b"GET /api?x HTTP/1.1\r\nHost: public.example\r\n"
+        b"X-Forwarded-For: ::1\r\nX-Forwarded-Proto: https\r\n\r\n"
     )
 
 
@@ -183,92 +169,3 @@ def test_a_path_is_sent_to_its_subdomain() -> None:
     assert places.moved(request, found) == f"//{ID}.{DOMAIN}/a?b"
     upgrade = head(BASE + b"a?b", b"Connection: upgrade", b"Upgrade: x")
     assert places.moved(upgrade, found) is None
-
-
-# -- header profile A ----------------------------------------------------------------------------
-
-
-async def test_the_dev_server_is_asked_in_its_own_name(pool: Pool) -> None:
-    request = head(BASE + b"x", b"Origin: http://localhost")
-    assert place(BASE + b"x").preview_head(request, pool, route()) == (
-        b"GET "
-        + BASE
-        + b"x HTTP/1.1\r\nHost: localhost:5173\r\nOrigin: http://localhost:5173\r\n\r\n"
-    )
-
-
-UPGRADE = (b"Connection: upgrade", b"Upgrade: foo")
-VITE = Hmr(path="?token=t", protocol="vite-hmr")
-
-
-@pytest.mark.parametrize(
-    ("rest", "lines", "hmr", "rewritten"),
-    [
-        (b"hmr", UPGRADE, VITE, True),
-        (b"hmr?x", UPGRADE, VITE, True),
-        (b"hmr", (*UPGRADE, b"Sec-WebSocket-Protocol: vite-hmr"), VITE, True),
-        (b"hmr", (), VITE, False),
-        (b"hmr", UPGRADE, None, False),
-        (b"hmr/x", UPGRADE, VITE, False),
-        (b"", UPGRADE, VITE, False),
-    ],
-)
-async def test_the_hmr_address_becomes_the_dev_servers_own(
-    pool: Pool, rest: bytes, lines: tuple[bytes, ...], hmr: Hmr | None, rewritten: bool
-) -> None:
-    request = head(BASE + rest, *lines)
-    sent = place(BASE + rest).preview_head(request, pool, route(hmr))
-    assert sent.startswith(b"GET " + BASE + (b"?token=t " if rewritten else rest + b" "))
-    assert sent.count(b"Sec-WebSocket-Protocol: vite-hmr") == rewritten
-
-
-def response(*lines: bytes) -> ResponseHead:
-    parser = ResponseParser(max_head=65536)
-    parser.feed(b"\r\n".join((b"HTTP/1.1 302 Found", *lines)) + b"\r\n\r\n")
-    first = parser.events[0]
-    assert isinstance(first, ResponseHead)
-    return first
-
-
-@pytest.mark.parametrize(
-    ("location", "becomes"),
-    [
-        (b"http://localhost:5173/a?b", b"/a?b"),
-        (b"http://localhost:5173", b"/"),
-        (b"http://localhost:5173//evil", b"/.//evil"),
-        (b"http://localhost:51730/", b"http://localhost:51730/"),
-        (b"https://localhost:5173/", b"https://localhost:5173/"),
-        (b"//evil", b"//evil"),
-        (b"a", b"a"),
-    ],
-)
-async def test_redirects_to_itself_lose_the_dev_servers_name(
-    pool: Pool, location: bytes, becomes: bytes
-) -> None:
-    answer = response(b"Location: " + location)
-    place(BASE).rewrite(answer, head(BASE), pool)
-    assert answer.special[b"location"] == becomes
-
-
-@pytest.mark.parametrize(
-    ("sent", "allowed", "becomes"),
-    [
-        (b"http://a", b"http://localhost:5173", b"http://a"),
-        (b"http://a", b"*", b"*"),
-        (None, b"http://localhost:5173", b"http://localhost:5173"),
-    ],
-)
-async def test_the_origin_that_is_allowed_is_the_one_that_asked(
-    pool: Pool, sent: bytes | None, allowed: bytes, becomes: bytes
-) -> None:
-    answer = response(b"Access-Control-Allow-Origin: " + allowed)
-    lines = () if sent is None else (b"Origin: " + sent,)
-    place(BASE).rewrite(answer, head(BASE, *lines), pool)
-    assert answer.special[b"access-control-allow-origin"] == becomes
-
-
-async def test_answers_of_the_control_plane_stay_as_they_are(pool: Pool) -> None:
-    answer = response(b"Location: http://localhost:5173/a")
-    CONTROL.rewrite(answer, head(b"/"), pool)
-    place(BASE).rewrite(answer, head(BASE), None)
-    assert answer.special[b"location"] == b"http://localhost:5173/a"

@@ -104,6 +104,8 @@ def test_every_problem_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         ("cors_origins", "https://example.com/path", "scheme://host[:port]"),
         ("target_allowlist", "10.0.0.0/99", "IPv4 or IPv6 network"),
         ("target_allowlist", "10.0.0.1/8", "host bits"),
+        ("trusted_proxies", "proxy.example", "IPv4 or IPv6 network"),
+        ("header_profile", "b", "'local' or 'public'"),
         ("public_url", "previews.example", "scheme://host[:port]"),
         ("public_url", "https://previews.example/path", "without a path"),
         ("public_url", "ftp://previews.example", "scheme://host[:port]"),
@@ -136,6 +138,7 @@ def test_a_malformed_setting_is_refused_by_name_with_the_remedy(
         ("preview_domain", "previews.example"),
         ("preview_domain", "localhost:8080"),
         ("replica_id", "gateway-7d4b9_x.1"),
+        ("trusted_proxies", ["10.0.0.0/8", "192.168.7.7", "fd00::/8"]),
         ("redis_url", "rediss://user:secret@redis.example:6380/1"),
         ("redis_url", "unix:///run/valkey.sock"),
         ("spawner", "none"),
@@ -143,6 +146,12 @@ def test_a_malformed_setting_is_refused_by_name_with_the_remedy(
 )
 def test_a_wellformed_setting_is_taken(name: str, value: object) -> None:
     assert getattr(load_settings({name: value}), name) == value
+
+
+def test_the_public_header_profile_needs_subdomain_mode() -> None:
+    assert "GATEWAY_PREVIEW_DOMAIN" in refused({"header_profile": "public"})
+    settings = load_settings({"header_profile": "public", "preview_domain": "previews.example"})
+    assert settings.header_profile == "public"
 
 
 def test_a_slash_at_the_end_of_the_public_url_is_dropped() -> None:
