@@ -145,6 +145,9 @@ class Malformed:
 
 _NO_FIELDS: Final = Fields(REQUEST_NAMES)
 
+#: What counts of a head besides its fields and its target: method, version, spaces, line ends.
+_START_LINE_BYTES: Final = 32
+
 
 class _MessageParser(ABC):
     """What requests and responses share: feeding llhttp, limits, content of known length."""
@@ -161,7 +164,8 @@ class _MessageParser(ABC):
         "_ordinary",
         "_overhead",
         "_resuming",
-        "_start",
+        "_seen",
+        "_start_bytes",
         "_upgraded",
         "events",
         "tail",
@@ -190,14 +194,14 @@ class _MessageParser(ABC):
     def _begin(self) -> None:
         self._head = None
         self._begun = False
-        #: The start line, as far as it has come, to the byte.
-        self._start = b""
+        self._start_bytes = 0
+        self._seen = 0
         self._overhead = 0
 
     @property
     def in_message(self) -> bool:
         """Whether a message has begun and is not complete."""
-        return self._begun or bool(self._start)
+        return self._begun
 
     @property
     def content_left(self) -> int:
@@ -217,52 +221,33 @@ class _MessageParser(ABC):
             self.tail += data
 
     def _parse(self, data: bytes) -> bytes:
-        """Let llhttp have ``data``, but no more than one message; returns what it has left."""
-        begun = bool(self._start)
-        end = self._piece_end(data)
-        data, rest = data[:end], data[end:]
+        """Let llhttp have ``data``; returns what it has left."""
+        begun = self._begun
         # Of a head that came in one piece no longer than the limit, nothing need be counted.
         self._may_be_long = begun or len(data) > self._max_head
         if begun:
             # Content resets this; what is left is a head, or chunk extensions and trailers.
             self._overhead += len(data)
-        if self._head is None:
-            self._note_start(data)
         if self._llhttp is None:
             self._llhttp = self._new_llhttp()
         try:
             self._llhttp.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
             self._stop_or_resume()
-            return data[exc.args[0] :] + rest
+            return data[exc.args[0] :]
         except httptools.HttpParserError as exc:
             self._refuse(exc)
             return b""
         head = self._head
         if head is not None and head.content_length:
-            if len(rest) < head.content_length:
-                # This content is counted; llhttp's own count is left behind.
-                self._left = head.content_length
+            # The rest of this content is counted; llhttp's own count is left behind.
+            self._left = head.content_length - self._seen
         elif self._may_be_long and (
             self._overhead > self._max_head or (head is None and self._is_too_long())
         ):
             what = "head" if head is None else "trailer"
             self._fail(Malformed(431, f"{what} larger than {self._max_head} bytes"))
-        return rest
-
-    def _piece_end(self, data: bytes) -> int:
-        """Where in ``data`` the message may end: llhttp never sees two messages at once."""
-        head = self._head
-        if head is None:
-            return self._blank_line_end(data)
-        return head.content_length or len(data)
-
-    def _blank_line_end(self, data: bytes) -> int:
-        end = (self._edge + data[:3]).find(_BLANK_LINE) + 4 - len(self._edge)
-        if end < 1:
-            end = data.find(_BLANK_LINE) + 4
-        self._edge = b"" if end > 3 or ... else (self._edge + data)[-3:]
-        return end
+        return b""
 
     def _refuse(self, exc: httptools.HttpParserError) -> None:
         cause = exc.__context__
