@@ -66,9 +66,9 @@ class ClientConnection(asyncio.Protocol):
         "exchange",
         "parser",
         "peer_host",
+        "peer_trusted",
         "plane",
         "transport",
-        "peer_trusted",
     )
 
     def __init__(self, listener: Listener) -> None:
@@ -86,10 +86,10 @@ class ClientConnection(asyncio.Protocol):
         self.deadline = _FOREVER
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.peer_host = b""
-        #: Read, but not parsed yet.
-        self._backlog = b""
         #: The peer is one of GATEWAY_TRUSTED_PROXIES.
         self.peer_trusted = False
+        #: Read, but not parsed yet.
+        self._backlog = b""
         #: The client has ended its side.
         self._ended = False
         #: The deadline is that of a head.
@@ -112,9 +112,9 @@ class ClientConnection(asyncio.Protocol):
         self.transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
         self.peer_host = str(peer[0]).encode() if isinstance(peer, tuple) else b"unknown"
+        self.peer_trusted = self.plane.forwarding.trusts(self.peer_host)
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
         full = self._listener.is_full
-        self.peer_trusted = self.plane.forwarding.trusts(self.peer_host)
         self._listener.connections.add(self)
         self.deadline = self.plane.now() + self.plane.settings.head_timeout_seconds
         if full:
@@ -204,11 +204,11 @@ class ClientConnection(asyncio.Protocol):
         self._receiving = True
         if not self._ended:
             self.deadline = _FOREVER
+        if self.peer_trusted:
+            self._believe_host(head)
         place = self.plane.places.of(head)
         exchange = self.exchange = Exchange(self, head, place)
         if b"authorization" in head.special and self.plane.access.carries_token(head):
-        if self.peer_trusted:
-            self._believe_host(head)
             exchange.authorized = True
             if place.session_id is not None and place.reserved is None:
                 # The gateway's own tokens are for the gateway only.
@@ -216,9 +216,6 @@ class ClientConnection(asyncio.Protocol):
         if not self._turned_away(exchange):
             exchange.begin()
 
-    def _turned_away(self, exchange: Exchange) -> bool:
-        """Answer what is refused or redirected before any route is looked up."""
-        head, place = exchange.head, exchange.place
     def _believe_host(self, head: RequestHead) -> None:
         """Take the request as one to the host that a trusted proxy names.
 
@@ -229,6 +226,9 @@ class ClientConnection(asyncio.Protocol):
         if host and self.plane.access.host_allowed(head.special.get(b"host", b"localhost")):
             head.special[b"host"] = host
 
+    def _turned_away(self, exchange: Exchange) -> bool:
+        """Answer what is refused or redirected before any route is looked up."""
+        head, place = exchange.head, exchange.place
         access, target = self.plane.access, head.target
         if (
             place.plain
