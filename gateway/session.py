@@ -57,6 +57,10 @@ ENDED: Final = frozenset({State.STOPPED, State.FAILED, State.EXPIRED})
 PENDING: Final = frozenset({State.REGISTERED, State.STARTING, State.SLEEPING})
 #: States in which an owner holds, or is about to hold, a dev server.
 OWNED: Final = frozenset({State.REGISTERED, State.STARTING, State.READY})
+#: States in which something is left for the owner to do.
+HELD: Final = OWNED | {State.STOPPING}
+#: States in which a session may be offered to another replica.
+OFFERED: Final = OWNED | {State.SLEEPING}
 
 _AWAY: Final = frozenset({State.STOPPING, *ENDED})
 
@@ -112,6 +116,8 @@ class Route:
     hmr: Hmr = field(default_factory=Hmr)
     reason: str = ""
     log_tail: str = ""
+    #: The owner to whom the session is offered; it starts a dev server of its own, then succeeds.
+    heir: str = ""
 
     def newer_than(self, other: Route) -> bool:
         """Whether this route replaces ``other``."""
@@ -171,6 +177,9 @@ class Session:
     reason: str = ""
     log_tail: str = ""
     ended_at_ms: int = 0
+    #: The owner to whom it is offered, and under which generation that one may succeed.
+    heir: str = ""
+    heir_generation: int = 0
     #: The end somebody asked for with ``request_stop``; while STOPPING, where the owner moves it.
     stop_to: State | None = None
 
@@ -194,4 +203,5 @@ class Session:
             hmr=self.hmr,
             reason=self.reason,
             log_tail=self.log_tail,
+            heir=self.heir,
         )

@@ -73,7 +73,10 @@ class Page:
 
 @dataclass(frozen=True, slots=True)
 class Replica:
-    """One gateway process. ``incarnation`` tells a restarted replica from its former self."""
+    """One gateway process. ``incarnation`` tells a restarted replica from its former self.
+
+    ``info`` says what others should know: ``spawns`` is there if it can start dev servers now.
+    """
 
     id: str
     incarnation: str
@@ -85,6 +88,15 @@ class Replica:
     def owner(self) -> str:
         """The name under which this process owns sessions."""
         return f"{self.id}/{self.incarnation}"
+
+
+@dataclass(frozen=True, slots=True)
+class Lapsed:
+    """Owners whose lease has run out and who may still hold sessions."""
+
+    owners: list[str]
+    #: Until the next lease runs out, if nobody renews it.
+    next_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +149,19 @@ class Registry(Protocol):
     ) -> Page:
         """Sessions, newest first. A session registered before the call is never missing."""
 
+    async def held_by(self, owner: str, *, limit: int = 100, cursor: str = "") -> Page:
+        """Sessions whose record names this owner, in a state that leaves it something to do.
+
+        Its cost does not grow with the sessions of others. Sessions with a ``target`` are not in
+        it: nobody runs anything for them.
+        """
+
+    async def enlist(self, session: Session) -> None:
+        """See to it that ``held_by`` and ``lapsed`` know of this session and its owner.
+
+        For what an interrupted write or a failover has left out; otherwise nothing changes.
+        """
+
     async def move(
         self,
         session_id: SessionId,
@@ -160,6 +185,26 @@ class Registry(Protocol):
         state cannot start (STOPPING or ended). Whether the former owner is dead is the caller's
         question (``is_alive``). Claiming what the caller already owns and is STARTING under a
         higher generation than seen raises Fenced too.
+        """
+
+    async def offer(
+        self, session_id: SessionId, *, owner: str, generation: int, heir: str
+    ) -> Session:
+        """Offer a session to another owner, its heir (``Session.heir``), told by the push.
+
+        The heir takes over with ``succeed`` if the session is READY: nothing else changes until
+        then. In any other state it claims. Any move of the session ends the offer. Raises Fenced if
+        owner or generation do not fit (a SLEEPING session is anybody's), or there is no dev server
+        to be had; SessionNotFound.
+        """
+
+    async def succeed(
+        self, session_id: SessionId, *, heir: str, generation: int, change: Change = Change()
+    ) -> Session:
+        """Become the owner of an offered session under the generation that was offered.
+
+        In one step from READY to READY, so that no request finds the session without a dev server.
+        Raises Fenced if the offer has ended, SessionNotFound.
         """
 
     async def request_stop(
@@ -257,3 +302,6 @@ class Registry(Protocol):
 
     async def is_alive(self, owner: str) -> bool:
         """Whether this incarnation of a replica holds its lease."""
+
+    async def lapsed(self) -> Lapsed:
+        """The owners without a lease that may still hold sessions."""

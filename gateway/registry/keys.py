@@ -15,6 +15,8 @@ INDEX: Final = "preview:index"
 CHANGES: Final = "preview:changes"
 #: Sorted set of replica ids by the time of the last heartbeat (ms).
 REPLICAS: Final = "preview:replicas"
+#: Sorted set of owners (replica and incarnation) by the time at which their lease runs out (ms).
+OWNERS: Final = "preview:owners"
 
 
 def session_key(session_id: SessionId) -> str:
@@ -40,3 +42,12 @@ def session_keys(session_id: SessionId) -> tuple[str, str, str]:
 def replica_key(replica_id: str) -> str:
     """String: the replica's lease, expiring by itself."""
     return f"preview:replica:{replica_id}"
+
+
+def owner_key(owner: str) -> str:
+    """Sorted set: ids of the sessions that this owner may hold, by the time of entry (ms).
+
+    An id is entered before its record names the owner, and dropped some time after it no longer
+    does: what the owner holds is always in it.
+    """
+    return f"preview:owner:{{{owner}}}:sessions"

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any, Final
 
 from gateway.errors import RegistryUnavailable
 from gateway.registry import records, scripts
-from gateway.registry.base import Replica
-from gateway.registry.keys import REPLICAS, replica_key
+from gateway.registry.base import Lapsed, Replica
+from gateway.registry.keys import OWNERS, REPLICAS, owner_key, replica_key
 from gateway.registry.redis_client import Exchange, RedisClient
 
 _log = logging.getLogger(__name__)
 
 #: A replica that has held no lease for so long is dropped from the list of names.
 _FORGET_AFTER_MS: Final = 24 * 3600 * 1000
+#: An owner without a lease that holds nothing is forgotten after this: a write may be under way.
+_FORGET_OWNER_AFTER_MS: Final = 60_000
 
 
 class Leases:
-    """A lease is a key that expires by itself; a sorted set lists the names that had one."""
+    """A lease is a key that expires by itself; sorted sets list the names that had one.
+
+    Only the key says who is alive. The sets say whom to ask about.
+    """
 
     def __init__(self, client: RedisClient, *, lease_seconds: float) -> None:
         self._client = client
@@ -31,6 +37,7 @@ class Leases:
         async def write(exchange: Exchange) -> None:
             # Listed before it is held, so that no crash in between can hide a replica.
             await exchange.run(scripts.INDEX, [REPLICAS], [replica.id, "1"])
+            await exchange.run(scripts.INDEX, [OWNERS], [replica.owner, "1", self._lease_ms])
             await exchange.command("SET", key, value, "PX", self._lease_ms)
 
         await self._client.ask(f"renew {key}", write)
@@ -38,10 +45,12 @@ class Leases:
     async def end(self, replica: Replica) -> None:
         """Give the lease up, unless another incarnation holds it."""
         key = replica_key(replica.id)
-        await self._client.ask(
-            f"resign {key}",
-            lambda exchange: exchange.run(scripts.RESIGN, [key], [replica.incarnation]),
-        )
+
+        async def write(exchange: Exchange) -> None:
+            await exchange.run(scripts.RESIGN, [key], [replica.incarnation])
+            await exchange.run(scripts.INDEX, [OWNERS], [replica.owner, "1"])
+
+        await self._client.ask(f"resign {key}", write)
 
     async def holders(self) -> list[Replica]:
         """The replicas with a lease, by name."""
@@ -67,14 +76,73 @@ class Leases:
 
     async def is_held_by(self, owner: str) -> bool:
         """Whether ``<replica id>/<incarnation>`` holds its lease."""
-        replica_id, _, incarnation = owner.partition("/")
-        key = replica_key(replica_id)
+        key = replica_key(owner.partition("/")[0])
         value: Any = await self._client.ask(
             f"read {key}", lambda exchange: exchange.command("GET", key)
         )
-        if value is None:
-            return False
-        return records.decode_replica(replica_id, value).incarnation == incarnation
+        return value is not None and _holder(owner, value)
+
+    async def enlist(self, owner: str) -> None:
+        """Let ``lapsed`` ask about this owner."""
+        await self._client.ask(
+            f"write {OWNERS}",
+            lambda exchange: exchange.run(scripts.INDEX, [OWNERS], [owner, "0"]),
+        )
+
+    async def lapsed(self) -> Lapsed:
+        """The owners without a lease that may still hold sessions."""
+        return await self._client.ask(f"read {OWNERS}", self._read_lapsed)
+
+    async def _read_lapsed(self, exchange: Exchange) -> Lapsed:
+        (seconds, microseconds), listed = await exchange.batch(
+            [("TIME",), ("ZRANGE", OWNERS, 0, -1, "WITHSCORES")]
+        )
+        now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+        names = (name.decode() for name in listed[::2])
+        ends = dict(zip(names, map(float, listed[1::2]), strict=True))
+        suspects, next_ms = suspected(ends, now_ms=now_ms, lease_ms=self._lease_ms)
+        answers = await exchange.batch(
+            [
+                command
+                for owner in suspects
+                for command in (
+                    ("GET", replica_key(owner.partition("/")[0])),
+                    ("ZCARD", owner_key(owner)),
+                )
+            ]
+        )
+        found: list[str] = []
+        gone: list[str | bytes] = []
+        for owner, lease, sessions in zip(suspects, answers[::2], answers[1::2], strict=True):
+            if lease is not None and _holder(owner, lease):
+                continue
+            if sessions:
+                found.append(owner)
+            elif ends[owner] < now_ms - _FORGET_OWNER_AFTER_MS:
+                gone += (owner, f"{ends[owner]:.0f}")
+        if gone:
+            await exchange.run(scripts.PRUNE, [OWNERS], gone)
+        return Lapsed(found, next_ms / 1000)
+
+
+def suspected(ends: Mapping[str, float], *, now_ms: int, lease_ms: int) -> tuple[list[str], float]:
+    """The owners who cannot have a lease by these ends of leases, and ms until the next one ends.
+
+    A replica that has begun anew is another owner, and the former one is no more. Pure.
+    """
+    newest: dict[str, str] = {}
+    for owner, end in ends.items():
+        replica_id = owner.partition("/")[0]
+        if replica_id not in newest or end > ends[newest[replica_id]]:
+            newest[replica_id] = owner
+    current = {owner for owner in newest.values() if ends[owner] > now_ms}
+    next_ms = min((ends[owner] - now_ms for owner in current), default=float(lease_ms))
+    return [owner for owner in ends if owner not in current], next_ms
+
+
+def _holder(owner: str, lease: bytes) -> bool:
+    replica_id, _, incarnation = owner.partition("/")
+    return records.decode_replica(replica_id, lease).incarnation == incarnation
 
 
 def _readable(name: str, value: bytes) -> list[Replica]:

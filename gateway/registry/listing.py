@@ -1,24 +1,25 @@
-"""The list of sessions, newest first, in pages."""
+"""Lists of sessions, newest first, in pages: all, or those of one owner."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, Self
 
 from gateway.errors import BadRequest, RegistryUnavailable
 from gateway.registry import records, scripts
 from gateway.registry.base import Page
-from gateway.registry.keys import INDEX, session_key
+from gateway.registry.keys import INDEX, owner_key, session_key
 from gateway.registry.redis_client import Exchange, RedisClient
-from gateway.session import Session, SessionId, State, is_session_id
+from gateway.session import HELD, Session, SessionId, State, is_session_id
 
 _log = logging.getLogger(__name__)
 
 #: Entries read at a time, and at most for one page: a rare state must not block the server.
 _CHUNK: Final = 100
 _LONGEST_SCAN: Final = 2000
-#: An entry without a record is a registration under way, or, after this, a leftover.
+#: An entry without its record is a write under way, or, after this, a leftover.
 _PRUNE_AFTER_MS: Final = 60_000
 
 
@@ -49,7 +50,10 @@ class _Entry:
 class _Scan:
     """What one page has gathered so far."""
 
-    wanted: State | None
+    key: str
+    wanted: Callable[[Session], bool] | None
+    #: Whether an entry is a leftover, too, once its session is not wanted.
+    strict: bool
     limit: int
     last: _Entry | None
     found: list[Session] = field(default_factory=list)
@@ -65,8 +69,7 @@ class _Scan:
         """Look at one entry and its record."""
         self.last = entry
         if not stored:
-            if entry.score < now_ms - _PRUNE_AFTER_MS:
-                self.leftovers += (entry.id, str(entry.score))
+            self._leave(entry, now_ms)
             return
         try:
             session = records.decode_session(SessionId(entry.id), stored, now_ms=now_ms)
@@ -74,36 +77,62 @@ class _Scan:
             # One damaged record must not hide all other sessions.
             _log.error("a session is left out of the list: %s", exc)
             return
-        if self.wanted in {None, session.state}:
+        if self.wanted is None or self.wanted(session):
             self.found.append(session)
+        elif self.strict:
+            self._leave(entry, now_ms)
+
+    def _leave(self, entry: _Entry, now_ms: int) -> None:
+        if entry.score < now_ms - _PRUNE_AFTER_MS:
+            self.leftovers += (entry.id, str(entry.score))
 
 
 class Listing:
-    """Reads pages of the index and the records in it."""
+    """Reads pages of an index and the records in it."""
 
     def __init__(self, client: RedisClient) -> None:
         self._client = client
 
     async def page(self, *, state: State | None, limit: int, cursor: str) -> Page:
-        """The part of the list after ``cursor``."""
+        """The part of the list of all sessions after ``cursor``."""
+        wanted = None if state is None else lambda session: session.state is state
+        return await self._page(INDEX, wanted, strict=False, limit=limit, cursor=cursor)
+
+    async def held_by(self, owner: str, *, limit: int, cursor: str) -> Page:
+        """The part of the list of what ``owner`` holds after ``cursor``."""
+
+        def held(session: Session) -> bool:
+            return session.owner == owner and session.state in HELD
+
+        return await self._page(owner_key(owner), held, strict=True, limit=limit, cursor=cursor)
+
+    async def _page(
+        self,
+        key: str,
+        wanted: Callable[[Session], bool] | None,
+        *,
+        strict: bool,
+        limit: int,
+        cursor: str,
+    ) -> Page:
         start = _Entry.parse(cursor) if cursor else None
 
         async def read(exchange: Exchange) -> Page:
-            scan = _Scan(state, limit, start)
+            scan = _Scan(key, wanted, strict, limit, start)
             for _ in range(0, _LONGEST_SCAN, _CHUNK):
                 if not scan.more or len(scan.found) >= limit:
                     break
                 await _read_chunk(exchange, scan)
             if scan.leftovers:
-                await exchange.run(scripts.PRUNE, [INDEX], scan.leftovers)
+                await exchange.run(scripts.PRUNE, [key], scan.leftovers)
             return Page(scan.found, str(scan.last) if scan.more and scan.last else "")
 
-        return await self._client.ask(f"list {INDEX}", read)
+        return await self._client.ask(f"list {key}", read)
 
 
 async def _read_chunk(exchange: Exchange, scan: _Scan) -> None:
     size = scan.chunk
-    entries = await _entries(exchange, scan.last, size)
+    entries = await _entries(exchange, scan.key, scan.last, size)
     (seconds, microseconds), *stored = await exchange.batch(
         [("TIME",), *(("HGETALL", session_key(SessionId(entry.id))) for entry in entries)]
     )
@@ -115,14 +144,14 @@ async def _read_chunk(exchange: Exchange, scan: _Scan) -> None:
     scan.more = len(entries) == size
 
 
-async def _entries(exchange: Exchange, last: _Entry | None, size: int) -> list[_Entry]:
+async def _entries(exchange: Exchange, key: str, last: _Entry | None, size: int) -> list[_Entry]:
     """The next entries; those that share the score of ``last`` are told apart by their ids."""
     highest = "+inf" if last is None else str(last.score)
     found: list[_Entry] = []
     offset = 0
     while len(found) < size:
         listed = await exchange.command(
-            "ZREVRANGEBYSCORE", INDEX, highest, "-inf", "WITHSCORES", "LIMIT", offset, size
+            "ZREVRANGEBYSCORE", key, highest, "-inf", "WITHSCORES", "LIMIT", offset, size
         )
         pairs = zip(listed[::2], listed[1::2], strict=True)
         entries = [_Entry(int(float(score)), name.decode()) for name, score in pairs]

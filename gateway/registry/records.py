@@ -117,6 +117,8 @@ def _session(session_id: SessionId, fields: Mapping[str, str], now_ms: int) -> S
         reason=fields.get("reason", ""),
         log_tail=fields.get("log_tail", ""),
         ended_at_ms=int(fields.get("ended_at", "0")),
+        heir=fields.get("heir", ""),
+        heir_generation=int(fields.get("heir_generation") or "0"),
         stop_to=State(fields["stop_to"]) if "stop_to" in fields else None,
     )
 
@@ -137,6 +139,7 @@ def decode_route(payload: bytes) -> Route:
             hmr=_hmr(fields),
             reason=fields.get("reason", ""),
             log_tail=fields.get("log_tail", ""),
+            heir=fields.get("heir", ""),
         )
     except _UNREADABLE as exc:
         raise _unreadable(CHANGES, exc) from exc

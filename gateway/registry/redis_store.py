@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -27,6 +27,7 @@ from gateway.registry import records, scripts
 from gateway.registry.base import (
     Change,
     EventType,
+    Lapsed,
     NewSession,
     Page,
     Registered,
@@ -40,6 +41,7 @@ from gateway.registry.keys import (
     INDEX,
     events_key,
     files_key,
+    owner_key,
     session_key,
     session_keys,
 )
@@ -48,7 +50,7 @@ from gateway.registry.listing import Listing
 from gateway.registry.push import PushLink
 from gateway.registry.redis_client import Argument, Exchange, RedisClient
 from gateway.registry.scripts import Script
-from gateway.session import ENDED, MOVES, Session, SessionId, State
+from gateway.session import ENDED, MOVES, OFFERED, Session, SessionId, State
 from gateway.settings import Settings
 
 P = ParamSpec("P")
@@ -106,6 +108,8 @@ class RedisRegistry:
         async def write(exchange: Exchange) -> tuple[int, Session, int]:
             # Indexed before it is written, so that no crash in between can hide a session.
             is_new = await exchange.run(scripts.INDEX, [INDEX], [new.id, "0"])
+            if not new.endpoint:
+                await exchange.run(scripts.INDEX, [owner_key(owner)], [new.id, "1"])
             code, _, _ = await exchange.run(scripts.REGISTER, keys, arguments)
             if code == 1 and not is_new:
                 await exchange.run(scripts.INDEX, [INDEX], [new.id, "1"])
@@ -167,6 +171,22 @@ class RedisRegistry:
         """Sessions, newest first; a page may be short of ``limit`` and still have a cursor."""
         return await self._listing.page(state=state, limit=limit, cursor=cursor)
 
+    async def held_by(self, owner: str, *, limit: int = 100, cursor: str = "") -> Page:
+        """What this owner holds; a page may be short of ``limit`` and still have a cursor."""
+        return await self._listing.held_by(owner, limit=limit, cursor=cursor)
+
+    async def enlist(self, session: Session) -> None:
+        """Enter the session for its owner, and the owner for ``lapsed``."""
+        await self._leases.enlist(session.owner)
+        await self._enlist(session.id, session.owner, renew="0")
+
+    async def _enlist(self, session_id: SessionId, owner: str, *, renew: str = "1") -> None:
+        key = owner_key(owner)
+        await self._client.ask(
+            f"enter {session_id} into {key}",
+            lambda exchange: exchange.run(scripts.INDEX, [key], [session_id, renew]),
+        )
+
     async def move(
         self,
         session_id: SessionId,
@@ -191,12 +211,42 @@ class RedisRegistry:
 
     async def claim(self, session_id: SessionId, *, owner: str, generation: int) -> Session:
         """Take over under a new generation, in state STARTING; never a ``target`` session."""
+        await self._enlist(session_id, owner)
         code, session = await self._change(
             scripts.CLAIM, session_id, [owner, generation, _sources(State.STARTING)]
         )
         if code == 0:
             raise Fenced(
                 f"{owner} cannot take over session {session_id} from generation {generation}: "
+                f"it is {_standing(session)}"
+            )
+        return session
+
+    async def offer(
+        self, session_id: SessionId, *, owner: str, generation: int, heir: str
+    ) -> Session:
+        """Offer a session to an heir, under a generation that nobody else gets."""
+        code, session = await self._change(
+            scripts.OFFER, session_id, [owner, generation, heir, _listed(OFFERED)]
+        )
+        if code == 0:
+            raise Fenced(
+                f"{owner} cannot offer session {session_id} in generation {generation}: "
+                f"it is {_standing(session)}"
+            )
+        return session
+
+    async def succeed(
+        self, session_id: SessionId, *, heir: str, generation: int, change: Change = _NO_CHANGE
+    ) -> Session:
+        """Become the owner in one step from READY to READY."""
+        await self._enlist(session_id, heir)
+        code, session = await self._change(
+            scripts.SUCCEED, session_id, [heir, generation, *records.encode_change(change)]
+        )
+        if code == 0:
+            raise Fenced(
+                f"{heir} cannot succeed in session {session_id} under generation {generation}: "
                 f"it is {_standing(session)}"
             )
         return session
@@ -399,6 +449,10 @@ class RedisRegistry:
         """Whether this incarnation of a replica holds its lease."""
         return await self._leases.is_held_by(owner)
 
+    async def lapsed(self) -> Lapsed:
+        """The owners without a lease that may still hold sessions."""
+        return await self._leases.lapsed()
+
 
 async def _read_session(exchange: Exchange, session_id: SessionId) -> Session | None:
     (seconds, microseconds), stored = await exchange.batch(
@@ -419,7 +473,11 @@ async def _in_thread(size: int, work: Callable[P, T], *arguments: P.args, **name
 
 def _sources(to: State) -> str:
     """The states from which MOVES leads to ``to``, each between commas."""
-    return f",{','.join(state for state, targets in MOVES.items() if to in targets)},"
+    return _listed(state for state, targets in MOVES.items() if to in targets)
+
+
+def _listed(states: Iterable[State]) -> str:
+    return f",{','.join(states)},"
 
 
 def _standing(session: Session) -> str:

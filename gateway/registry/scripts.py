@@ -35,6 +35,8 @@ INDEX: Final = _load("index")
 PRUNE: Final = _load("prune")
 RESIGN: Final = _load("resign")
 TOUCH: Final = _load("touch")
+OFFER: Final = _load("offer")
+SUCCEED: Final = _load("succeed")
 
 ALL: Final = (
     REGISTER,
@@ -49,4 +51,6 @@ ALL: Final = (
     PRUNE,
     RESIGN,
     TOUCH,
+    OFFER,
+    SUCCEED,
 )

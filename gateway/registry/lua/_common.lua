@@ -9,7 +9,7 @@ local STREAM_LENGTH = 2000
 local ENDED = { stopped = true, failed = true, expired = true }
 local ROUTE = {
   'id', 'generation', 'version', 'state', 'owner', 'host', 'port', 'base', 'public',
-  'hmr_path', 'hmr_protocol', 'reason', 'log_tail',
+  'hmr_path', 'hmr_protocol', 'reason', 'log_tail', 'heir',
 }
 
 local function integer(number)
@@ -97,9 +97,10 @@ local function keep()
   end
 end
 
--- Enter a state, and tell. `nonce` marks the change, so that repeating it does nothing.
+-- Enter a state, and tell; an offer to another replica ends with the state in which it was made.
+-- `nonce` marks the change, so that repeating it does nothing.
 local function enter(to, previous, nonce, stream)
-  set('state', to, 'op', nonce)
+  set('state', to, 'op', nonce, 'heir', '', 'heir_generation', '')
   redis.call('HINCRBY', KEYS[1], 'version', 1)
   if ENDED[to] then
     local now = clock_ms()
