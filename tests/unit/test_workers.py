@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from gateway.errors import (
     NotAcknowledged,
     RegistryUnavailable,
     SessionNotFound,
+    SettingsError,
 )
 from gateway.settings import load_settings
 from gateway.telemetry import Kind, Sample
@@ -24,6 +27,7 @@ from gateway.workers.link import (
     unpack_settings,
 )
 from gateway.workers.pauses import LONGEST_SECONDS, STABLE_SECONDS, Pauses
+from gateway.workers.sockets import listening_sockets
 from gateway.workers.supervisor import share
 from gateway.workers.tally import Tally, merged
 
@@ -160,3 +164,32 @@ def test_an_error_keeps_its_sentence_and_what_it_means(
     raised = unpack_error(pack_error(sent), session_id="some-id-1")
     assert type(raised) is kind
     assert str(raised) == str(sent)
+
+
+# -- sockets ---------------------------------------------------------------------------------------
+
+
+def bound(port: int = 0) -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.bind(("127.0.0.1", port))
+    return sock
+
+
+def test_each_worker_gets_a_socket_of_its_own_on_the_one_port() -> None:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(s) for s in listening_sockets(bound(), 3)]
+        assert len({sock.getsockname() for sock in sockets}) == 1
+        for _ in range(100):
+            stack.enter_context(socket.create_connection(sockets[0].getsockname()))
+        for sock in sockets:
+            sock.settimeout(1)
+            stack.enter_context(sock.accept()[0])
+
+
+def test_of_two_gateways_that_start_at_once_only_one_gets_the_port() -> None:
+    with bound() as first, bound(first.getsockname()[1]) as second, contextlib.ExitStack() as stack:
+        for sock in listening_sockets(first, 2):
+            stack.enter_context(sock)
+        with pytest.raises(SettingsError, match="GATEWAY_PORT"):
+            listening_sockets(second, 2)
