@@ -37,6 +37,8 @@ _LINGER_SECONDS: Final = 5.0
 _HALF_CLOSED_SECONDS: Final = 10.0
 #: SO_LINGER on, with no time: closing is a reset.
 _RESET: Final = struct.pack("ii", 1, 0)
+#: While the gateway ends, who was told before that the connection stays may ask once more in this.
+_LAST_REQUEST_SECONDS: Final = 1.0
 _FOREVER: Final = float("inf")
 _UNKNOWN_HOST: Final = (
     "this gateway has no API tokens, so it answers only under localhost, IP addresses and the "
@@ -114,6 +116,7 @@ class ClientConnection(asyncio.Protocol):
         self.peer_host = str(peer[0]).encode() if isinstance(peer, tuple) else b"unknown"
         self.peer_trusted = self.plane.forwarding.trusts(self.peer_host)
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
+        self.closing_soon = self._listener.is_leaving
         full = self._listener.is_full
         self._listener.connections.add(self)
         self.deadline = self.plane.now() + self.plane.settings.head_timeout_seconds
@@ -308,12 +311,18 @@ class ClientConnection(asyncio.Protocol):
     @property
     def is_last(self) -> bool:
         """Whether no other request follows the one under way."""
-        return self.closing_soon or (self._ended and not self.parser.events and not self._backlog)
+        return self.closing_soon or self._has_no_more
+
+    @property
+    def _has_no_more(self) -> bool:
+        """Whether the client has ended its side, and nothing of what it sent is left."""
+        return self._ended and not self.parser.events and not self._backlog
 
     def exchange_done(self, *, keep_alive: bool) -> None:
         """The response is complete."""
         self.exchange = None
-        if not keep_alive or self.is_last:
+        # Not `is_last`: who was told that the connection stays may have sent the next request.
+        if not keep_alive or self._has_no_more:
             self._finish()
             return
         self._head_due = False
@@ -335,7 +344,7 @@ class ClientConnection(asyncio.Protocol):
             self._head_due = True
             self.deadline = self.plane.now() + settings.head_timeout_seconds
         elif self.deadline == _FOREVER:
-            self.deadline = self.plane.now() + settings.keepalive_seconds
+            self.deadline = self.plane.now() + self._keepalive_seconds
 
     # -- the end ---------------------------------------------------------------------------------
 
@@ -378,6 +387,20 @@ class ClientConnection(asyncio.Protocol):
                 )
             )
         else:
+            self.shut()
+
+    def leave(self) -> None:
+        """Take no more than the requests under way; between two requests, end now."""
+        self.closing_soon = True
+        self._keepalive_seconds = _LAST_REQUEST_SECONDS
+        if (
+            self.exchange is None
+            and not self._lingering
+            and not self._receiving
+            and not self.parser.in_message
+            and not self.parser.events
+            and not self._backlog
+        ):
             self.shut()
 
     def shut(self) -> None:
@@ -434,10 +457,18 @@ class ClientConnection(asyncio.Protocol):
         self._tunnel_of = session_id
         self._listener.became_tunnel(self)
 
-    def note_activity(self, active: set[str]) -> None:
-        """Add the tunnel's session to ``active`` if it was used since the last call."""
-        if self._tunnel is not None and self._tunnel.take_activity() and self._tunnel_of:
-            active.add(self._tunnel_of)
+    def look_after_tunnel(self, active: set[str], ping_seconds: int) -> None:
+        """Once a second: add the tunnel's session to ``active`` if it was used, end it if dead."""
+        tunnel = self._tunnel
+        if tunnel is not None:
+            if tunnel.take_activity() and self._tunnel_of:
+                active.add(self._tunnel_of)
+            tunnel.look_after(ping_seconds)
+
+    def end_tunnel(self) -> None:
+        """End the tunnel, without a Close frame: a clean close leaves Vite 5's HMR client dead."""
+        if self._tunnel is not None:
+            self._tunnel.close()
 
     def tunnel_closed(self) -> None:
         """The tunnel has ended."""

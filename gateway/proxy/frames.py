@@ -2,8 +2,8 @@
 
 It answers two questions about one direction of a tunnel, without copying the stream: has anything
 been said that is more than a keep-alive, and may a frame of our own be put in now? Vite's client
-says ``{"type":"ping"}`` every 30 seconds for as long as a tab is open (Vite 6 to 8); an idle preview
-would never count as idle if that were traffic.
+says ``{"type":"ping"}`` every 30 seconds for as long as a tab is open (Vite 6 to 8); an idle
+preview would never count as idle if that were traffic.
 """
 
 from __future__ import annotations

@@ -1,4 +1,10 @@
-"""The public port: it accepts client connections, looks after their deadlines, and drains them."""
+"""The public port: it accepts client connections, looks after their deadlines, and drains them.
+
+A drain loses no request. For a grace period the port goes on accepting, because whoever spreads the
+connections (a Service) needs that long to forget this replica; meanwhile every response tells its
+client to come back on another connection (RFC 9112 9.6). Only then the port closes: connections
+without a request end, requests under way finish, tunnels end one by one.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ import socket
 from typing import Final
 
 from gateway.errors import RegistryUnavailable
+from gateway.proxy import drain, tcp
 from gateway.proxy.connection import ClientConnection
 from gateway.proxy.plane import DataPlane
 from gateway.session import SessionId
@@ -27,10 +34,11 @@ class Listener:
         self.plane = plane
         self.connections: set[ClientConnection] = set()
         self.tunnels: set[ClientConnection] = set()
+        #: Every response says ``Connection: close``.
+        self.is_leaving = False
         self._server: asyncio.Server | None = None
         self._tasks: list[asyncio.Task[None]] = []
-        #: Set, while closing, when no connection is left but tunnels, and when none is left.
-        self._drained = asyncio.Event()
+        #: Set when no connection and no tunnel is left after the port was closed.
         self._empty = asyncio.Event()
 
     @property
@@ -43,7 +51,8 @@ class Listener:
         self.connections.discard(connection)
         self.tunnels.add(connection)
         self.plane.stats.tunnels += 1
-        self._note_empty()
+        if self._server is None:
+            connection.end_tunnel()  # its client was accepted before, and comes back elsewhere
 
     def gone(self, connection: ClientConnection) -> None:
         """A connection or tunnel has ended."""
@@ -54,14 +63,13 @@ class Listener:
         self._note_empty()
 
     def _note_empty(self) -> None:
-        if self._server is None and not self.connections:
-            self._drained.set()
-            if not self.tunnels:
-                self._empty.set()
+        if self._server is None and not self.connections and not self.tunnels:
+            self._empty.set()
 
     async def open(self, sock: socket.socket) -> None:
         """Accept connections from ``sock``, which is bound."""
         loop = asyncio.get_running_loop()
+        tcp.probe(sock)
         self._server = await loop.create_server(
             lambda: ClientConnection(self), sock=sock, backlog=4096
         )
@@ -70,21 +78,53 @@ class Listener:
             asyncio.create_task(self._report_activity(), name="activity"),
         ]
 
-    async def close(self, *, drain_seconds: float) -> None:
-        """Stop accepting, let requests under way finish, close the rest. Idempotent."""
-        if self._server is None:
+    async def close(self, *, grace_seconds: float = 0.0, drain_seconds: float) -> None:
+        """Drain: ask clients to leave, stop accepting, finish requests, end tunnels. Idempotent.
+
+        Accepts for another ``grace_seconds``. What is left ``drain_seconds`` after that is cut off,
+        and so is all that is left when this is cancelled.
+        """
+        if self._server is None or self.is_leaving:
             return
-        server, self._server = self._server, None
-        server.close()
-        for connection in tuple(self.connections):
+        self.is_leaving = True
+        for connection in self.connections:
             connection.closing_soon = True
-            if connection.exchange is None:
-                connection.shut()
+        try:
+            await asyncio.sleep(grace_seconds)
+            await self._drain(drain_seconds)
+        finally:
+            await self._cut_off()
+
+    async def _drain(self, seconds: float) -> None:
+        self._stop_accepting()
+        for connection in tuple(self.connections):
+            connection.leave()
         self._note_empty()
-        if not await _within(drain_seconds, self._drained):
-            log.warning("requests under way were cut off after %g s", drain_seconds)
+        ending = asyncio.create_task(self._end_tunnels(seconds), name="end of tunnels")
+        try:
+            if not await _within(seconds, self._empty):
+                log.warning("what was under way was cut off after %g s", seconds)
+        finally:
+            ending.cancel()
+            await asyncio.gather(ending, return_exceptions=True)
+
+    def _stop_accepting(self) -> None:
+        server, self._server = self._server, None
+        if server is not None:
+            server.close()
+
+    async def _end_tunnels(self, seconds: float) -> None:
+        tunnels, now = tuple(self.tunnels), self.plane.now
+        begin = now()
+        times = drain.closing_times(len(tunnels), budget_seconds=seconds)
+        for connection, at in zip(tunnels, times, strict=True):
+            await asyncio.sleep(begin + at - now())
+            connection.end_tunnel()
+
+    async def _cut_off(self) -> None:
+        self._stop_accepting()
+        self._note_empty()
         for connection in (*self.connections, *self.tunnels):
-            # Without a Close frame: a clean close leaves the HMR client of Vite 5 and older dead.
             connection.transport.abort()
         await _within(_ABORT_SECONDS, self._empty)
         for task in self._tasks:
@@ -100,15 +140,20 @@ class Listener:
             for connection in tuple(self.connections):
                 if connection.deadline < now:
                     connection.expire()
+            self.sweep_tunnels()
             self.plane.sweep_pools()
+
+    def sweep_tunnels(self) -> None:
+        """A second has passed: note which tunnels were used, end those that are dead."""
+        active, ping_seconds = self.plane.active, self.plane.settings.ping_seconds
+        for connection in tuple(self.tunnels):
+            connection.look_after_tunnel(active, ping_seconds)
 
     async def _report_activity(self) -> None:
         """Note traffic in the registry, in batches; the owners decide by it who sleeps."""
         plane = self.plane
         while True:
             await asyncio.sleep(_ACTIVITY_SECONDS)
-            for connection in self.tunnels:
-                connection.note_activity(plane.active)
             if not plane.active:
                 continue
             active, plane.active = plane.active, set()

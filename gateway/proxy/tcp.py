@@ -12,7 +12,7 @@ import fcntl
 import socket
 import struct
 import termios
-from typing import Final
+from typing import Any, Final
 
 #: Linux only (``struct tcp_info`` of linux/tcp.h); the module is imported on other systems too.
 _TCP_INFO: Final = getattr(socket, "TCP_INFO", None)
@@ -28,6 +28,10 @@ _INTERVAL_SECONDS: Final = 10
 #: ... and is dead when so many probes in a row were not answered: after a minute in all.
 _PROBES: Final = 3
 
+#: So many retransmissions, or probes of a full window, in a row: more than ten seconds of silence.
+#: It is more than ``_PROBES``, at which the kernel itself gives up on an idle connection.
+_UNANSWERED: Final = 6
+
 
 def is_dead(transport: asyncio.BaseTransport) -> bool:
     """Whether the connection has ended, though the transport does not know: reset, or timed out.
@@ -38,18 +42,26 @@ def is_dead(transport: asyncio.BaseTransport) -> bool:
     return _head(transport)[0] == _CLOSE
 
 
+def is_unanswered(transport: asyncio.BaseTransport) -> bool:
+    """Whether the peer's kernel has been asked again and again, and says nothing."""
+    _, _, retransmissions, probes = _head(transport)
+    return max(retransmissions, probes) >= _UNANSWERED
+
+
 def is_delivering(transport: asyncio.BaseTransport) -> bool:
-    """Whether something is on its way to a peer whose kernel answers: it is slow, but there."""
+    """Whether something is still on its way to a peer that takes it, though slowly."""
     state, _, retransmissions, probes = _head(transport)
-    if not state or retransmissions or probes:
+    if not state or max(retransmissions, probes) >= _UNANSWERED:
         return False
     fileno = transport.get_extra_info("socket").fileno()
     queued = fcntl.ioctl(fileno, termios.TIOCOUTQ, bytes(_QUEUED.size))
     return bool(_QUEUED.unpack(queued)[0])
 
 
-def probe(sock: socket.socket) -> None:
+def probe(sock: Any) -> None:
     """Let the kernel find out when the peer is gone; a listening socket passes this on.
+
+    ``sock`` is a socket, or what a transport shows of one.
 
     There is deliberately no TCP_USER_TIMEOUT: it would also end a peer that is alive and takes
     nothing for a while (RFC 9293 3.8.6.1 wants such a connection kept).

@@ -481,9 +481,10 @@ class Gateway:
 
     async def close(self) -> None:
         """Close everything, and check that nothing is left of it."""
+        # Clients first: a drain lets those that were turned away read why.
+        await asyncio.gather(*(client.close() for client in self._clients))
         await self.drain()
         await self.routes.close()
-        await asyncio.gather(*(client.close() for client in self._clients))
         await asyncio.gather(*(server.close() for server in self.servers))
         self._folder.cleanup()
         pools = (self.plane.control, *self.plane.pools)

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.proxy import tunnel
+from gateway.proxy.tunnel import HALF_CLOSED_SECONDS
 from gateway.session import Hmr
 from tests.protocol.conftest import Start
 from tests.protocol.harness import (
@@ -123,13 +123,14 @@ async def test_an_end_of_stream_is_passed_on(gateway: Gateway) -> None:
     await eventually(lambda: not gateway.listener.tunnels)
 
 
-async def test_a_half_closed_tunnel_does_not_stay(
-    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tunnel, "HALF_CLOSED_SECONDS", 0.1)
+async def test_a_half_closed_tunnel_does_not_stay(gateway: Gateway) -> None:
     client, peer = await tunnelled(gateway)
     client.end()
     assert await peer.rest() == b""
+    for _ in range(HALF_CLOSED_SECONDS - 1):
+        gateway.listener.sweep_tunnels()
+    assert gateway.listener.tunnels
+    gateway.listener.sweep_tunnels()
     assert await client.rest() == b""
     assert not gateway.listener.tunnels
 
