@@ -586,6 +586,8 @@ HARM_IN_REQUESTS = (
     b"GET / HTTP/1.1\r\nHost: a\r\nX-Known:%bc\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: a\r\nX-Known%b: c\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: a\r\nX-Known: c\r\n%bX-Known: d\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nX-Preview-A%b: c\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: a\r\nX-Real-IP%b: c\r\n\r\n",
     b"GET / HTTP/1.1\r\nHost: a\r\nConnection: keep-alive%b\r\n\r\n",
     b"GET / HTTP/1.1%b\nHost: a\r\n\r\n",
 )
