@@ -318,6 +318,12 @@ class Settings(BaseSettings):
         """The replica's name: as set, or made of host name and port."""
         return self.replica_id or f"{socket.gethostname()[:50]}-{self.port}"
 
+    def public_host(self, session_id: str) -> str:
+        """The host that a session's dev server is asked under, and must allow; "": its own."""
+        if self.header_profile != "public":
+            return ""
+        return f"{session_id}.{self.preview_domain.partition(':')[0]}"
+
     @property
     def tokens(self) -> frozenset[str]:
         """The API tokens in the clear; never to be logged."""

@@ -11,6 +11,7 @@ from gateway.errors import UnsupportedProject
 from gateway.session import Hmr, Recipe
 from gateway.spawner.package_json import dependency_names, read_package
 
+_VITE_ALLOWED_HOST: Final = "__VITE_ADDITIONAL_SERVER_ALLOWED_HOSTS"
 _VARIABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -19,8 +20,9 @@ class Framework:
     """One kind of dev server.
 
     ``package`` is the npm package that tells a project of this kind. ``launcher`` is the script in
-    ``launchers/`` that starts it as ``node <launcher> <host> <port> <base>``. ``probe_accept`` is
-    the ``Accept`` field of the request that asks whether it is up.
+    ``launchers/`` that starts it as ``node <launcher> <host> <port> <base> <public host>``, the
+    last one empty if the dev server is asked under its own name. ``probe_accept`` is the
+    ``Accept`` field of the request that asks whether it is up.
     """
 
     name: str
@@ -59,6 +61,18 @@ class Plan:
             re.sub(r"\{(?:host|port|base)\}", lambda match: values[match[0]], part)
             for part in self.command
         ]
+
+
+def command_environment(*, host: str, port: int, base: str, public_host: str) -> dict[str, str]:
+    """What a dev server that is started by a command finds in its environment.
+
+    ``public_host`` is the host it is asked under; empty if that is its own name.
+    """
+    env = {"HOST": host, "PORT": str(port), "BASE_PATH": base}
+    if public_host:
+        # Vite 6.1 and later adds the other one to its `server.allowedHosts`.
+        env |= {"PUBLIC_HOST": public_host, _VITE_ALLOWED_HOST: public_host}
+    return env
 
 
 def choose(recipe: Recipe, files: Mapping[str, bytes]) -> Plan:

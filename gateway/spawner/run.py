@@ -20,7 +20,7 @@ from gateway.spawner.environment import dev_server_environment
 from gateway.spawner.nodejs import Node
 from gateway.spawner.ports import HOLDS, Port, take_port
 from gateway.spawner.probe import ping_request, until_it_answers
-from gateway.spawner.recipes import Plan, choose
+from gateway.spawner.recipes import Plan, choose, command_environment
 from gateway.spawner.strays import Mark, end_processes
 from gateway.spawner.threads import in_thread
 from gateway.spawner.workspace import Workspace
@@ -168,6 +168,7 @@ class Run:
         self, plan: Plan, workspace: Workspace, endpoint: Endpoint
     ) -> tuple[list[str], dict[str, str]]:
         base = self.job.base
+        public_host = self._settings.public_host(self.job.session_id)
         node = await self._node(needed=plan.framework is not None)
         env = dev_server_environment(
             os.environ,
@@ -179,9 +180,11 @@ class Run:
         env |= plan.env
         if plan.framework and node:
             launcher = LAUNCHERS / plan.framework.launcher
-            arguments = [endpoint.host, str(endpoint.port), base]
+            arguments = [endpoint.host, str(endpoint.port), base, public_host]
             return [str(node.program), str(launcher), *arguments], env
-        env |= {"HOST": endpoint.host, "PORT": str(endpoint.port), "BASE_PATH": base}
+        env |= command_environment(
+            host=endpoint.host, port=endpoint.port, base=base, public_host=public_host
+        )
         return plan.arguments(host=endpoint.host, port=endpoint.port, base=base), env
 
     async def _node(self, *, needed: bool) -> Node | None:

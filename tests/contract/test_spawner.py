@@ -172,7 +172,7 @@ def processes(*session_ids: str) -> list[psutil.Process]:
 
 async def get(server: DevServer, path: str, **headers: str) -> tuple[int, str]:
     url = f"http://{server.endpoint}{path}"
-    headers |= {"Host": f"localhost:{server.endpoint.port}"}
+    headers = {"Host": f"localhost:{server.endpoint.port}", **headers}
     async with aiohttp.ClientSession() as session, session.get(url, headers=headers) as response:
         return response.status, await response.text()
 
@@ -241,6 +241,40 @@ async def test_a_vite_app_is_served_at_its_base_and_an_edit_arrives_as_one_updat
             async with asyncio.timeout(0.5):
                 raise AssertionError(await socket_.recv())
     assert "Goodbye" in (await get(server, work.base + edited))[1]
+
+
+@pytest.mark.parametrize("name", APPS)
+async def test_vite_allows_the_public_host_it_is_asked_under_and_no_other(
+    new_spawner: NewSpawner, name: str
+) -> None:
+    spawner = await new_spawner(header_profile="public", preview_domain="previews.example:8080")
+    server = await spawner.start(job(app(name)), Heard())
+    base = f"/preview/{ID}/"
+    for host, status in ((f"{ID}.previews.example:8080", 200), ("evil.previews.example", 403)):
+        assert (await get(server, base, Host=host, Accept="text/html"))[0] == status
+
+
+async def test_a_config_that_allows_hosts_keeps_them(new_spawner: NewSpawner) -> None:
+    spawner = await new_spawner(header_profile="public", preview_domain="previews.example")
+    hosts = (f"{ID}.previews.example", "own.example", "any.example")
+    for generation, (allowed, statuses) in enumerate(
+        [("['own.example']", [200, 200, 403]), ("true", [200, 200, 200])], start=1
+    ):
+        config = f"export default {{ server: {{ allowedHosts: {allowed} }} }}".encode()
+        files = {**app("vite7"), "vite.config.js": config}
+        server = await spawner.start(job(files, generation=generation), Heard())
+        base = f"/preview/{ID}/"
+        got = [(await get(server, base, Host=host, Accept="text/html"))[0] for host in hosts]
+        assert got == statuses
+
+
+async def test_a_vite_that_a_command_starts_allows_its_public_host(new_spawner: NewSpawner) -> None:
+    spawner = await new_spawner(header_profile="public", preview_domain="previews.example")
+    command = ("vite", "--host", "{host}", "--port", "{port}", "--strictPort", "--base", "{base}")
+    server = await spawner.start(job(app("vite7"), *command), Heard())
+    base = f"/preview/{ID}/"
+    for host, status in ((f"{ID}.previews.example", 200), ("evil.previews.example", 403)):
+        assert (await get(server, base, Host=host, Accept="text/html"))[0] == status
 
 
 HOSTILE: Final = b"""

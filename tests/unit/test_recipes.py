@@ -8,7 +8,7 @@ import pytest
 
 from gateway.errors import UnsupportedProject
 from gateway.session import Hmr, Recipe
-from gateway.spawner.recipes import choose
+from gateway.spawner.recipes import choose, command_environment
 
 
 def project(**fields: object) -> dict[str, bytes]:
@@ -35,6 +35,14 @@ def test_a_command_comes_before_any_framework_and_gets_its_address() -> None:
     assert plan.arguments(host="::1", port=81, base="/preview/{port}/") == [
         "serve", "--listen=::1:81", "/preview/{port}/", "{other}", "{81}",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("public_host", ["", "some-id-1.previews.example"])
+def test_a_command_finds_its_address_in_its_environment(public_host: str) -> None:
+    env = command_environment(host="::1", port=81, base="/", public_host=public_host)
+    own = {"HOST": "::1", "PORT": "81", "BASE_PATH": "/"}
+    names = ("PUBLIC_HOST", "__VITE_ADDITIONAL_SERVER_ALLOWED_HOSTS")
+    assert env == (own | dict.fromkeys(names, public_host) if public_host else own)
 
 
 @pytest.mark.parametrize(

@@ -151,7 +151,11 @@ def test_a_wellformed_setting_is_taken(name: str, value: object) -> None:
 def test_the_public_header_profile_needs_subdomain_mode() -> None:
     assert "GATEWAY_PREVIEW_DOMAIN" in refused({"header_profile": "public"})
     settings = load_settings({"header_profile": "public", "preview_domain": "previews.example"})
-    assert settings.header_profile == "public"
+    assert settings.public_host("some-id-1") == "some-id-1.previews.example"
+    with_port = settings.model_copy(update={"preview_domain": "localhost:8080"})
+    assert with_port.public_host("some-id-1") == "some-id-1.localhost"
+    local = settings.model_copy(update={"header_profile": "local"})
+    assert local.public_host("some-id-1") == ""
 
 
 def test_a_slash_at_the_end_of_the_public_url_is_dropped() -> None:

@@ -1,10 +1,11 @@
 // Starts the project's own Vite (5 or later) behind the gateway, without touching its config file.
 //
-//   node vite.mjs <host> <port> <base>        (working directory: the project)
+//   node vite.mjs <host> <port> <base> [<public host>]        (working directory: the project)
 //
 // What the gateway must decide (address, base, how the HMR client finds its socket) is put over
-// the user's config; everything else in it stays. A line that begins with `preview: ` is the
-// reason of a failure, in words for the user. Ends when stdin ends: then the gateway is gone.
+// the user's config; everything else in it stays. The public host, if the dev server is asked under
+// one, joins those that the config allows. A line that begins with `preview: ` is the reason of a
+// failure, in words for the user. Ends when stdin ends: then the gateway is gone.
 
 import { readFileSync } from 'node:fs'
 import path from 'node:path'
@@ -17,7 +18,7 @@ const CLOSE_MILLISECONDS = 500
 const SOCKET_OPTIONS = ['host', 'port', 'clientPort', 'protocol', 'path', 'server']
 
 const root = process.cwd()
-const [host, port, base] = process.argv.slice(2)
+const [host, port, base, publicHost] = process.argv.slice(2)
 let server
 
 function fail(reason, error) {
@@ -64,6 +65,9 @@ const gateway = {
       const { https, origin, ...kept } = config.server ?? {}
       if ('hmr' in kept) kept.hmr = withoutSocketOptions(kept.hmr)
       if ('ws' in kept) kept.ws = withoutSocketOptions(kept.ws)
+      if (publicHost && kept.allowedHosts !== true) {
+        kept.allowedHosts = [...(kept.allowedHosts ?? []), publicHost]
+      }
       config.base = base
       config.server = { ...kept, host, port: Number(port), strictPort: true, open: false }
     },
