@@ -44,6 +44,7 @@ class Gateway:
         self.settings = settings
         self._stack = AsyncExitStack()
         self._health = Health()
+        self._grace_seconds = 0.0
 
     @property
     def url(self) -> str:
@@ -60,11 +61,24 @@ class Gateway:
             await self._stack.aclose()
             raise
 
-    async def close(self) -> None:
-        """Drain, put sessions to sleep, stop everything. Idempotent."""
+    async def close(self, *, grace_seconds: float = 0.0) -> None:
+        """Drain, put sessions to sleep, stop everything. Idempotent.
+
+        Connections are still accepted for ``grace_seconds``, but the replica is not ready at once.
+        """
         self._health.ready = False
-        self._health.closing.set()
+        self._grace_seconds = grace_seconds
         await self._stack.aclose()
+
+    async def _drain(self, serving: Serving | Workers) -> None:
+        """Let clients go. Event streams, which never end by themselves, do so after the grace."""
+        grace, closing = self._grace_seconds, self._health.closing
+        ending = asyncio.get_running_loop().call_later(grace, closing.set)
+        try:
+            await serving.close(grace_seconds=grace, drain_seconds=self.settings.drain_seconds)
+        finally:
+            ending.cancel()
+            closing.set()
 
     async def _open(self) -> None:
         stack = self._stack
@@ -92,7 +106,7 @@ class Gateway:
             serving = Serving(settings, registry, lifecycle, control_socket=str(control_socket))
         if settings.admin_port:
             await self._open_admin(settings, serving.samples, lifecycle)
-        stack.push_async_callback(serving.close, drain_seconds=settings.drain_seconds)
+        stack.push_async_callback(self._drain, serving)
         await serving.open(sock)
         self._health.ready = True
         log.info("replica %s serves %s (version %s)", settings.replica, self.url, __version__)
@@ -184,24 +198,31 @@ def _lifecycle_samples(lifecycle: Lifecycle) -> Iterator[Sample]:
 
 
 async def serve(settings: Settings, *, ready: Callable[[Gateway], None]) -> None:
-    """Run a replica until SIGTERM or SIGINT; a second signal does not wait for the drain."""
+    """Run a replica until SIGTERM or SIGINT; a second signal does not wait for the drain.
+
+    SIGTERM comes from a machine, which has to tell others that the replica leaves: they get the
+    grace period. At a SIGINT a person is waiting, who gets none.
+    """
     gateway = Gateway(settings)
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
+    grace_seconds = 0.0
     main = asyncio.current_task()
 
-    def stopped() -> None:
+    def stopped(seconds: float) -> None:
+        nonlocal grace_seconds
         if stop.is_set() and main is not None:
             main.cancel()
+        grace_seconds = seconds
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped)
+    loop.add_signal_handler(signal.SIGTERM, stopped, settings.drain_grace_seconds)
+    loop.add_signal_handler(signal.SIGINT, stopped, 0.0)
     await gateway.open()
     try:
         ready(gateway)
         await stop.wait()
         log.info("draining")
     finally:
-        await gateway.close()
+        await gateway.close(grace_seconds=grace_seconds)
     log.info("stopped")

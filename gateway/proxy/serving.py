@@ -37,10 +37,10 @@ class Serving:
         self.routes.open()
         await self.listener.open(sock)
 
-    async def close(self, *, drain_seconds: float) -> None:
+    async def close(self, *, grace_seconds: float = 0.0, drain_seconds: float) -> None:
         """Drain the port as ``Listener.close`` says, then let go of the routes. Idempotent."""
         try:
-            await self.listener.close(drain_seconds=drain_seconds)
+            await self.listener.close(grace_seconds=grace_seconds, drain_seconds=drain_seconds)
         finally:
             await self.routes.close()
 

@@ -84,7 +84,7 @@ class Workers:
         except TimeoutError as exc:
             raise WorkerFailed(f"not all workers serve after {_READY_SECONDS:g} s") from exc
 
-    async def close(self, *, drain_seconds: float) -> None:
+    async def close(self, *, grace_seconds: float = 0.0, drain_seconds: float) -> None:
         """Let all workers drain, as ``Serving.close`` says, and end them. Idempotent.
 
         What they serve to the end may need the control plane: it must be there until then.
@@ -95,7 +95,7 @@ class Workers:
             # The worker's own copy is the last one now: closing it, it stops listening.
             place.sock.close()
             if place.worker is not None:
-                place.worker.drain(drain_seconds=drain_seconds)
+                place.worker.drain(grace_seconds=grace_seconds, drain_seconds=drain_seconds)
             elif place.keeper is not None:
                 place.keeper.cancel()
             if place.keeper is not None:
@@ -103,7 +103,8 @@ class Workers:
         if not keepers:
             return
         try:
-            _, late = await asyncio.wait(keepers, timeout=drain_seconds + _END_SECONDS)
+            limit = grace_seconds + drain_seconds + _END_SECONDS
+            _, late = await asyncio.wait(keepers, timeout=limit)
             if late:
                 log.error("%d workers did not end and are killed", len(late))
         finally:

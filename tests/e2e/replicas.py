@@ -40,6 +40,7 @@ class ReplicaProcess:
             "GATEWAY_HOST": host,
             "GATEWAY_PORT": "0",
             "GATEWAY_DATA_DIR": str(data_dir),
+            "GATEWAY_DRAIN_GRACE_SECONDS": "0",
             "GATEWAY_DRAIN_SECONDS": "1",
             **(environ or {}),
         }

@@ -78,7 +78,8 @@ class Command:
 def settings(data_dir: Path) -> dict[str, str]:
     """The environment of the commands."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
-    return {**clean, "GATEWAY_DATA_DIR": str(data_dir), "GATEWAY_DRAIN_SECONDS": "1"}
+    drain = {"GATEWAY_DRAIN_GRACE_SECONDS": "0", "GATEWAY_DRAIN_SECONDS": "1"}
+    return {**clean, "GATEWAY_DATA_DIR": str(data_dir), **drain}
 
 
 @asynccontextmanager
