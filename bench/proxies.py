@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from bench.proxy import browser, machine, report
+from bench.proxy import browser, machine, report, workers
 from bench.proxy.cases import CASES, FULL, QUICK, Case, CaseFailed, Effort
 from bench.proxy.contestants import (
     FAILED_START,
@@ -37,6 +37,7 @@ _QUICK: Final = (
     "configurable-http-proxy",
     "aiohttp",
 )
+_KEYS: Final = [*(case.key for case in CASES), workers.KEY, browser.KEY]
 _FAILURES: Final = (*FAILED_START, CaseFailed, subprocess.TimeoutExpired)
 
 
@@ -93,12 +94,15 @@ def run(options: argparse.Namespace) -> Results:
     found, missing = installed(options.only or (_QUICK if options.quick else list(PLANNERS)))
     results = Results(machine.describe(cores), effort, found, missing)
     report.print_preamble(results)
-    wanted = options.cases or [*(case.key for case in CASES), browser.KEY]
+    wanted = options.cases or _KEYS
     with upstream(cores.upstream) as port:
         for case in CASES:
             if case.key in wanted:
                 results.cases.append(run_case(case, list(found), effort, port, cores))
                 report.print_case(results.cases[-1])
+        if workers.KEY in wanted and "gateway" in found:
+            results.cases.append(workers.run(port, effort, cores))
+            report.print_case(results.cases[-1])
         if browser.KEY in wanted:
             results.cases.append(browser.run(list(found), effort, cores))
             report.print_case(results.cases[-1])
@@ -107,12 +111,11 @@ def run(options: argparse.Namespace) -> Results:
 
 def main() -> None:
     """Entry."""
-    keys = [*(case.key for case in CASES), browser.KEY]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="about 2 minutes: one short round")
     parser.add_argument("--rounds", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=0, help="of each measured window")
-    parser.add_argument("--cases", nargs="+", choices=keys, metavar="CASE", help=" ".join(keys))
+    parser.add_argument("--cases", nargs="+", choices=_KEYS, metavar="CASE", help=" ".join(_KEYS))
     parser.add_argument(
         "--only", nargs="+", choices=PLANNERS, metavar="NAME", help=" ".join(PLANNERS)
     )

@@ -79,7 +79,7 @@ class Metric:
     @property
     def informative(self) -> bool:
         """Whether it says how much was done, not what it cost."""
-        return self.key in ("rate", "sockets")
+        return self.key in ("rate", "scaled", "sockets")
 
 
 Measured = dict[str, float]

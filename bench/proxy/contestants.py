@@ -228,7 +228,10 @@ def versions(name: str) -> str:
 class Contestant:
     """A running contestant. Raises Missing or RuntimeError if it cannot be started."""
 
-    def __init__(self, name: str, upstream: int, cores: Cores) -> None:
+    def __init__(
+        self, name: str, upstream: int, cores: Cores, more: Mapping[str, str] | None = None
+    ) -> None:
+        """Start it, with ``more`` in its environment."""
         self.name = name
         self.port = free_port()
         #: Resident memory when it had forwarded its first request.
@@ -243,7 +246,7 @@ class Contestant:
                 plan.command,
                 cores=cores.proxy,
                 log=self._folder / "log",
-                env={**environ, **plan.env},
+                env={**environ, **plan.env, **(more or {})},
                 cwd=plan.cwd,
             )
         except BaseException:
