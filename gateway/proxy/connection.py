@@ -134,6 +134,8 @@ class ClientConnection(asyncio.Protocol):
             return
         if self._backlog or (len(data) > _PART_BYTES and len(data) > self.parser.content_left):
             self._backlog += data
+            if self._is_held:
+                return
             data = self._next_part()
         self.parser.feed(data)
         self._advance()
@@ -174,11 +176,16 @@ class ClientConnection(asyncio.Protocol):
     def _advance(self) -> None:
         """Handle what has come in, as far as the order of responses allows."""
         self._handle_events()
-        while self._backlog and not self.parser.events and not self._lingering:
+        while self._backlog and not self.parser.events and not self._is_held:
             self.parser.feed(self._next_part())
             self._handle_events()
         self._watch_head()
         self.update_reading()
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether what has been read waits as it is, and is not even parsed."""
+        return self._lingering or (self.exchange is not None and self.exchange.blocked)
 
     def _handle_events(self) -> None:
         events = self.parser.events
@@ -194,14 +201,29 @@ class ClientConnection(asyncio.Protocol):
                     break
                 events.clear()
                 self._refuse(event)
+            elif type(event) is bytes:
+                self._pass_content(exchange)
             else:
                 events.popleft()
-                if event is END:
-                    self._receiving = False
-                    if exchange is not None:
-                        exchange.request_end()
-                elif exchange is not None:
-                    exchange.request_content(cast("bytes", event))
+                trailers: tuple[bytes, ...] = ()
+                if event is not END:
+                    trailers = event
+                    events.popleft()  # END
+                self._receiving = False
+                if exchange is not None:
+                    exchange.request_end(trailers)
+
+    def _pass_content(self, exchange: Exchange | None) -> None:
+        """Pass on what has come in of the request's content, as one piece.
+
+        Not one by one: a thousand chunks of one byte would wait as a thousand objects.
+        """
+        events = self.parser.events
+        parts: list[bytes] = []
+        while events and type(events[0]) is bytes:
+            parts.append(events.popleft())
+        if exchange is not None:
+            exchange.request_content(parts)
 
     def _begin(self, head: RequestHead) -> None:
         self._receiving = True
@@ -425,6 +447,13 @@ class ClientConnection(asyncio.Protocol):
             self.shut()
 
     # -- flow ------------------------------------------------------------------------------------
+
+    def unblocked(self) -> None:
+        """The upstream takes content again."""
+        if self._backlog:
+            self._advance()
+        else:
+            self.update_reading()
 
     def update_reading(self) -> None:
         """Read from the client only what can be passed on."""

@@ -83,7 +83,8 @@ class Exchange:
         self._upstream: UpstreamConnection | None = None
         self._pool: Pool | None = None
         self._out = b""
-        self._early: list[bytes] = []
+        #: What is to follow the head, of a request that waits for its connection.
+        self._early = b""
         #: Only a new connection will do: a pooled one was stale.
         self._fresh = False
         self._task: asyncio.Task[None] | None = None
@@ -155,31 +156,33 @@ class Exchange:
             self._timer = asyncio.get_running_loop().call_later(
                 self.plane.settings.upgrade_timeout_seconds, self._upgrade_timed_out
             )
-        early, self._early = self._early, []
-        for data in early:
-            self.request_content(data)
-        if self._request_complete and self.head.chunked:
-            upstream.transport.write(heads.LAST_CHUNK)
-        if early:
-            self.client.update_reading()
+        if self._early:
+            early, self._early = self._early, b""
+            upstream.transport.write(early)
+            self.client.unblocked()
 
-    def request_content(self, data: bytes) -> None:
-        """A part of the request's content has come in."""
-        if self._upstream is None:
-            self._early.append(data)  # the client is paused meanwhile: see `blocked`
-        else:
-            self._upstream.transport.write(heads.chunk(data) if self.head.chunked else data)
+    def request_content(self, parts: list[bytes]) -> None:
+        """Parts of the request's content have come in; they go on as one piece."""
+        if self.head.chunked:
+            parts = [heads.chunk(part) for part in parts]
+        self._pass_on(parts[0] if len(parts) == 1 else b"".join(parts))
 
-    def request_end(self) -> None:
+    def request_end(self, trailers: tuple[bytes, ...]) -> None:
         """The request is complete."""
         self._request_complete = True
-        if self._upstream is not None and self.head.chunked:
-            self._upstream.transport.write(heads.LAST_CHUNK)
+        if self.head.chunked:
+            self._pass_on(heads.last_chunk(trailers) if trailers else heads.LAST_CHUNK)
+
+    def _pass_on(self, data: bytes) -> None:
+        if self._upstream is None:
+            self._early += data  # the client is paused meanwhile: see `blocked`
+        else:
+            self._upstream.transport.write(data)
 
     @property
     def blocked(self) -> bool:
         """Whether the client must not send more content for now."""
-        return self.upstream_blocked or bool(self._early)
+        return not self._request_complete and (self.upstream_blocked or bool(self._early))
 
     @property
     def ends_with_connection(self) -> bool:
@@ -279,6 +282,7 @@ class Exchange:
     def response_events(self, events: deque[Any]) -> None:
         """Relay what the dev server has sent; all of one read goes out in one write."""
         out: list[bytes] = []
+        last = heads.LAST_CHUNK
         finished = False
         while events:
             event = events.popleft()
@@ -295,12 +299,14 @@ class Exchange:
                     self._switch(event, out)
                     return
                 self._relay_head(event, out)
+            elif type(event) is tuple:
+                last = heads.last_chunk(event)
             else:
                 self._write(out)
                 self._broken(event)
                 return
         if finished and self._chunked and self.head.method != b"HEAD":
-            out.append(heads.LAST_CHUNK)
+            out.append(last)
         self._write(out)
         if finished:
             self._finish()
@@ -395,7 +401,7 @@ class Exchange:
     def upstream_resumed(self) -> None:
         """Take content from the client again."""
         self.upstream_blocked = False
-        self.client.update_reading()
+        self.client.unblocked()
 
     def client_paused(self) -> None:
         """The client takes no more for now."""

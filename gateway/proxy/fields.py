@@ -16,7 +16,6 @@ DROPPED: Final = frozenset(
         b"proxy-authenticate",
         b"proxy-authorization",
         b"te",
-        b"trailer",
         b"transfer-encoding",
         b"http2-settings",
         # Said of the client by whoever wants to; some of it is believed (``forwarded``), all of it

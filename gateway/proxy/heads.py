@@ -119,3 +119,8 @@ def chunk(data: bytes) -> bytes:
 
 
 LAST_CHUNK: Final = b"0\r\n\r\n"
+
+
+def last_chunk(trailers: tuple[bytes, ...]) -> bytes:
+    """The last chunk, with the lines of trailer fields behind it (RFC 9112 7.1.2)."""
+    return b"\r\n".join((b"0", *trailers, b"", b""))

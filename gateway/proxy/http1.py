@@ -9,6 +9,7 @@ A parser is fed bytes and leaves events in ``events``, in order:
 
     RequestHead | ResponseHead     a head is complete
     bytes                          content, without its transfer coding
+    tuple                          the lines of trailer fields that pass; END follows at once
     END                            the message is complete
     Malformed                      the bytes are no message; nothing follows
 
@@ -32,6 +33,7 @@ import httptools
 
 from gateway.proxy.fields import REQUEST_NAMES, RESPONSE_NAMES, WHITESPACE, Fields, Names, Refusal
 from gateway.proxy.lines import KnownLines
+from gateway.proxy.trailers import TrailerFields
 
 
 class _End(Enum):
@@ -166,6 +168,7 @@ class _MessageParser(ABC):
         "_resuming",
         "_seen",
         "_start_bytes",
+        "_trailers",
         "_upgraded",
         "events",
         "tail",
@@ -197,6 +200,7 @@ class _MessageParser(ABC):
         self._start_bytes = 0
         self._seen = 0
         self._overhead = 0
+        self._trailers: TrailerFields | None = None
 
     @property
     def in_message(self) -> bool:
@@ -316,12 +320,22 @@ class _MessageParser(ABC):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._head is not None:
-            return  # a trailer field; none is merged or forwarded (RFC 9110 6.5.1)
+            self._add_trailer(self._head, name, value)
+            return
         # Most fields end here: bench/proxies.py, case get-1k-browser.
         if name in self._ordinary:
             self._fields.lines.append(name + b": " + value)
         else:
             self._fields.add(name, value)
+
+    def _add_trailer(self, head: RequestHead | ResponseHead, name: bytes, value: bytes) -> None:
+        if self._trailers is None:
+            self._trailers = TrailerFields(
+                self._names,
+                connection=head.special.get(b"connection", b""),
+                max_bytes=self._max_head,
+            )
+        self._trailers.add(name, value)
 
     def on_headers_complete(self) -> None:
         if self._resuming:
@@ -342,6 +356,8 @@ class _MessageParser(ABC):
         head = self._head
         if self._resuming or (head is not None and self._llhttp.should_upgrade()):
             return  # see _stop_or_resume
+        if self._trailers is not None and self._trailers.lines:
+            self.events.append(tuple(self._trailers.lines))
         self._end()
 
     def _check_size(self) -> None:

@@ -21,6 +21,7 @@ RANKS: Final[dict[str, int]] = {
     "gateway.proxy.fields": 1,
     "gateway.proxy.http1": 1,
     "gateway.proxy.lines": 1,
+    "gateway.proxy.trailers": 1,
     "gateway.registry.base": 2,
     "gateway.spawner.base": 2,
     "gateway.spawner.manifest": 2,
