@@ -357,7 +357,7 @@ def program(before_listening: str = "") -> dict[str, Any]:
 async def test_traffic_through_a_worker_keeps_a_preview_awake_and_wakes_it_again(
     team: Team,
 ) -> None:
-    body = {**program(), "idleSeconds": 3}
+    body = {**program(), "idleSeconds": 2}
     session = await team.api.create(body, ready=True)
     path = f"{SESSIONS}/{body['id']}"
     connections = [await team.connection(worker) for worker in team.workers()]
@@ -367,7 +367,7 @@ async def test_traffic_through_a_worker_keeps_a_preview_awake_and_wakes_it_again
         return now["state"], now["generation"]
 
     # Twice as long as it may be idle, plus the time between two looks at it.
-    for number in range(16):
+    for number in range(10):
         answer = await connections[number % 2].ask("GET", f"/preview/{body['id']}/")
         assert answer == (200, "from node")
         await asyncio.sleep(0.5)
@@ -509,6 +509,39 @@ async def test_a_worker_that_starts_while_the_registry_is_away_serves_when_it_is
     await team.until_metrics(lambda found: found["registry_linked"] == 1)
 
 
+@pytest.mark.node
+@pytest.mark.parametrize("environ", [{"GATEWAY_LEASE_SECONDS": "1"}], ids=["lease of 1 s"])
+async def test_a_control_process_that_stands_still_stops_no_preview_and_blames_no_worker(
+    team: Team, target: Target
+) -> None:
+    preview = await team.previewing(target)
+    body = {**program(), "idleSeconds": 1}
+    await team.api.create(body, ready=True)
+
+    async def sleeps() -> bool:
+        _, now = await team.api.call("GET", f"{SESSIONS}/{body['id']}")
+        return bool(now["state"] == "sleeping")
+
+    await until(sleeps)
+    workers = team.workers()
+    connections = [await team.connection(worker) for worker in workers]
+    waking = await team.connection(workers[0])
+    team.replica.kill(signal.SIGSTOP)
+    try:
+        waking.send("GET", f"/preview/{body['id']}/")
+        answer = asyncio.create_task(waking.answer())
+        while not answer.done():  # for longer than a worker may be silent
+            for connection in connections:
+                assert await connection.ask("GET", f"{preview}/x") == (200, f"{preview}/x")
+            await asyncio.sleep(0.05)
+    finally:
+        team.replica.kill(signal.SIGCONT)
+    status, text = await answer
+    assert (status, json.loads(text)["code"]) == (503, "control_unavailable")
+    assert (await connections[1].ask("GET", f"/preview/{body['id']}/")) == (200, "from node")
+    assert team.workers() == workers
+
+
 async def test_a_killed_control_process_takes_its_workers_along_even_one_that_hangs(
     team: Team,
 ) -> None:
@@ -575,6 +608,27 @@ async def _refused(team: Team) -> None:
         return False
 
     await until(closed)
+
+
+@pytest.mark.parametrize("environ", [{"GATEWAY_DRAIN_GRACE_SECONDS": "2"}], ids=["2 s of grace"])
+async def test_every_worker_accepts_through_the_grace_period_and_sends_its_clients_away(
+    team: Team, target: Target
+) -> None:
+    preview = await team.previewing(target)
+    workers = team.workers()
+    known = [await team.connection(worker) for worker in workers]
+    team.replica.kill(signal.SIGTERM)
+
+    async def unready() -> bool:
+        return (await team.api.ask("GET", "/readyz", port=team.admin_port)).status == 503
+
+    await until(unready, 1.0)
+    new = [await team.connection() for _ in range(16)]
+    for connection in (*known, *new):
+        assert await connection.ask("GET", f"{preview}/x") == (200, f"{preview}/x")
+        assert connection.headers["connection"] == "close"
+    assert await team.replica.exited() == 0
+    assert not any(map(runs, workers))
 
 
 @pytest.mark.parametrize("environ", [{"GATEWAY_DRAIN_SECONDS": "60"}], ids=["drain of 60 s"])
