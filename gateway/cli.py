@@ -12,7 +12,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 import uvloop
 from pydantic_core import PydanticUndefined
@@ -21,6 +20,7 @@ from gateway import __version__
 from gateway.client import Client, Event
 from gateway.errors import GatewayError, SettingsError, SpawnFailed
 from gateway.folder import Folder
+from gateway.registry.url import without_passwords
 from gateway.settings import PREFIX, Settings, load_settings
 from gateway.telemetry import configure_logging
 from gateway.up import sentence, up
@@ -274,7 +274,7 @@ def _check_config(options: argparse.Namespace) -> int:
     settings = _settings(options)
     # JSON mode masks secrets; the registry's URL may hold a password, too.
     shown = settings.model_dump(mode="json")
-    shown["redis_url"] = _without_password(settings.redis_url)
+    shown["redis_url"] = without_passwords(settings.redis_url)
     if options.json:
         print(json.dumps(shown, indent=2))
         return 0
@@ -282,11 +282,3 @@ def _check_config(options: argparse.Namespace) -> int:
         text = ",".join(map(str, value)) if isinstance(value, list) else value
         print(f"{PREFIX}{name.upper()}={text}")
     return 0
-
-
-def _without_password(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    _, _, host = parts.netloc.rpartition("@")
-    return parts._replace(netloc=f"{parts.username or ''}:**********@{host}").geturl()

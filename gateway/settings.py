@@ -21,6 +21,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.errors import SettingsError
+from gateway.registry.url import parse_redis_url
 
 PREFIX: Final = "GATEWAY_"
 _WORKERS_PER_CORE: Final = 4
@@ -104,8 +105,9 @@ class Settings(BaseSettings):
     redis_url: str = Field(
         "",
         repr=False,  # it may hold a password
-        description="`redis://`, `rediss://` or `unix://` URL of Redis or Valkey. Empty: an "
-        "embedded Valkey in `DATA_DIR`.",
+        description="URL of Redis or Valkey: `redis://`, `rediss://` (TLS), `unix://`, "
+        "`redis+sentinel://host,host/service`, `redis+cluster://host,host` (see `docs/redis.md`). "
+        "Empty: an embedded Valkey in `DATA_DIR`.",
     )
     registry_replicas: int = Field(
         0, ge=0, description="Replicas of Redis that must acknowledge a registration."
@@ -114,6 +116,18 @@ class Settings(BaseSettings):
         2.0, gt=0, description="Limit of one call to the registry."
     )
     lease_seconds: float = Field(15.0, ge=1, description="Life of a replica's lease.")
+    outage_seconds: float = Field(
+        3600.0,
+        gt=0,
+        description="How long a replica that cannot reach the registry keeps its dev servers "
+        "running; after that it stops them.",
+    )
+    handover_seconds: float = Field(
+        15.0,
+        ge=0,
+        description="On SIGTERM, how long other replicas may take to start what runs here; 0: it "
+        "is put to sleep instead.",
+    )
 
     # -- data
     data_dir: Path = Field(
@@ -286,8 +300,8 @@ class Settings(BaseSettings):
     @field_validator("redis_url")
     @classmethod
     def _known_scheme(cls, value: str) -> str:
-        if value and urlsplit(value).scheme not in {"redis", "rediss", "unix"}:
-            raise ValueError("use a redis://, rediss:// or unix:// URL")
+        if value:
+            parse_redis_url(value)
         return value
 
     @model_validator(mode="after")

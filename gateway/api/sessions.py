@@ -104,7 +104,8 @@ class SessionApi:
         recipe = body.recipe(str(target or ""))
         self._check_visibility(body.visibility)
         self._check(recipe, files)
-        endpoint = await resolve_target(target, settings) if target else None
+        known = self._registry.addresses()
+        endpoint = await resolve_target(target, settings, registry=known) if target else None
         registered = await self._lifecycle.create(
             NewSession(
                 id=session_id,

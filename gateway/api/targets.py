@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import socket
+from collections.abc import Collection
 from typing import Final, TypeAlias
 from urllib.parse import urlsplit
 
@@ -38,10 +39,13 @@ def parse_target(text: str) -> Endpoint:
     return Endpoint(host, port)
 
 
-async def resolve_target(target: Endpoint, settings: Settings) -> Endpoint:
+async def resolve_target(
+    target: Endpoint, settings: Settings, *, registry: Collection[tuple[str, int]]
+) -> Endpoint:
     """The address of a target, resolved once: the first that the allow-list holds.
 
-    Raises BadRequest if it cannot be resolved, TargetRefused if it is not allowed.
+    ``registry`` are host and port of the registry's servers, which are never a target. Raises
+    BadRequest if it cannot be resolved, TargetRefused if it is not allowed.
     """
     networks = [ipaddress.ip_network(network) for network in settings.target_allowlist]
     addresses = await _resolve(target.host, target.port)
@@ -51,7 +55,7 @@ async def resolve_target(target: Endpoint, settings: Settings) -> Endpoint:
             f"{' and '.join(map(str, addresses))}: in none of the networks of "
             f"{PREFIX}TARGET_ALLOWLIST; add it there if previews may show what it serves"
         )
-    if await _is_registry(allowed[0], target.port, settings):
+    if await _is_registry(allowed[0], target.port, registry):
         raise TargetRefused("the registry's own address is never a target: name another server")
     return Endpoint(str(allowed[0]), target.port)
 
@@ -74,13 +78,14 @@ def _address(text: str) -> Address:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-async def _is_registry(address: Address, port: int, settings: Settings) -> bool:
-    parts = urlsplit(settings.redis_url)
-    if parts.scheme == "unix" or not parts.hostname or (parts.port or 6379) != port:
-        return False
-    registry = await _resolve(parts.hostname, port)
-    # Every address of this machine reaches what listens on all of them.
-    return address in registry or (_is_local(address) and any(map(_is_local, registry)))
+async def _is_registry(address: Address, port: int, registry: Collection[tuple[str, int]]) -> bool:
+    for host, registry_port in registry:
+        if registry_port == port:
+            found = await _resolve(host, port)
+            # Every address of this machine reaches what listens on all of them.
+            if address in found or (_is_local(address) and any(map(_is_local, found))):
+                return True
+    return False
 
 
 def _is_local(address: Address) -> bool:

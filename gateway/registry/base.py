@@ -130,6 +130,9 @@ class Registry(Protocol):
     async def ping(self) -> float:
         """Round trip in seconds."""
 
+    def addresses(self) -> Collection[tuple[str, int]]:
+        """Host and port of every server of the store, as far as known by now."""
+
     # -- sessions ------------------------------------------------------------------------------
 
     async def register(self, new: NewSession, *, owner: str) -> Registered:
@@ -302,6 +305,9 @@ class Registry(Protocol):
 
     async def is_alive(self, owner: str) -> bool:
         """Whether this incarnation of a replica holds its lease."""
+
+    async def lease_left(self, owner: str) -> float:
+        """Seconds until its lease runs out if nobody renews it; 0 if it has none."""
 
     async def lapsed(self) -> Lapsed:
         """The owners without a lease that may still hold sessions."""

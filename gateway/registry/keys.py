@@ -13,6 +13,8 @@ from gateway.session import SessionId
 INDEX: Final = "preview:index"
 #: Channel on which every change of every session is published.
 CHANGES: Final = "preview:changes"
+#: Channels on which a push link hears whether it hears everything, each with a name of its own.
+ECHOES: Final = "preview:echo:"
 #: Sorted set of replica ids by the time of the last heartbeat (ms).
 REPLICAS: Final = "preview:replicas"
 #: Sorted set of owners (replica and incarnation) by the time at which their lease runs out (ms).

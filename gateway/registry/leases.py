@@ -9,8 +9,9 @@ from typing import Any, Final
 from gateway.errors import RegistryUnavailable
 from gateway.registry import records, scripts
 from gateway.registry.base import Lapsed, Replica
+from gateway.registry.exchange import Exchange
 from gateway.registry.keys import OWNERS, REPLICAS, owner_key, replica_key
-from gateway.registry.redis_client import Exchange, RedisClient
+from gateway.registry.redis_client import RedisClient
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +82,14 @@ class Leases:
             f"read {key}", lambda exchange: exchange.command("GET", key)
         )
         return value is not None and _holder(owner, value)
+
+    async def left_of(self, owner: str) -> float:
+        """Seconds until its lease runs out; 0 if it has none."""
+        key = replica_key(owner.partition("/")[0])
+        value, left_ms = await self._client.ask(
+            f"read {key}", lambda exchange: exchange.batch([("GET", key), ("PTTL", key)])
+        )
+        return max(left_ms, 0) / 1000 if value is not None and _holder(owner, value) else 0.0
 
     async def enlist(self, owner: str) -> None:
         """Let ``lapsed`` ask about this owner."""

@@ -10,8 +10,9 @@ from typing import Final, Self
 from gateway.errors import BadRequest, RegistryUnavailable
 from gateway.registry import records, scripts
 from gateway.registry.base import Page
+from gateway.registry.exchange import Exchange
 from gateway.registry.keys import INDEX, owner_key, session_key
-from gateway.registry.redis_client import Exchange, RedisClient
+from gateway.registry.redis_client import RedisClient
 from gateway.session import HELD, Session, SessionId, State, is_session_id
 
 _log = logging.getLogger(__name__)
@@ -133,14 +134,17 @@ class Listing:
 async def _read_chunk(exchange: Exchange, scan: _Scan) -> None:
     size = scan.chunk
     entries = await _entries(exchange, scan.key, scan.last, size)
-    (seconds, microseconds), *stored = await exchange.batch(
-        [("TIME",), *(("HGETALL", session_key(SessionId(entry.id))) for entry in entries)]
+    # Each record with the clock of its own server: in a cluster there are several.
+    keys = [session_key(SessionId(entry.id)) for entry in entries]
+    answers = await exchange.batch(
+        [command for key in keys for command in (("TIME",), ("HGETALL", key))]
     )
-    now_ms = int(seconds) * 1000 + int(microseconds) // 1000
-    for entry, record in zip(entries, stored, strict=True):
+    for entry, (seconds, microseconds), record in zip(
+        entries, answers[::2], answers[1::2], strict=True
+    ):
         if len(scan.found) >= scan.limit:
             return
-        scan.take(entry, record, now_ms)
+        scan.take(entry, record, int(seconds) * 1000 + int(microseconds) // 1000)
     scan.more = len(entries) == size
 
 

@@ -3,6 +3,12 @@
 Pub/sub delivers at most once, so what matters is to know when something may have been missed:
 ``lost`` when the link breaks, ``synced`` when it is up again. A link on which nothing is heard,
 not even the answer to a PING, counts as broken.
+
+The link leads to one server. With Sentinel that may be a former primary that is cut off and does
+not know it; in a cluster, what the other nodes publish comes over the cluster's bus (PUBLISH goes
+to every node; sharded channels would need a link to each shard that follows every move of a slot).
+So there each server at which changes are published is made to publish an echo from time to time,
+and a link that does not hear all of them counts as broken, too.
 """
 
 from __future__ import annotations
@@ -11,6 +17,7 @@ import asyncio
 import logging
 import math
 import random
+import secrets
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,9 +28,10 @@ from redis.exceptions import RedisError
 
 from gateway.errors import GatewayError, RegistryUnavailable
 from gateway.registry.base import Subscriber
-from gateway.registry.keys import CHANGES
+from gateway.registry.keys import CHANGES, ECHOES
 from gateway.registry.records import decode_route
 from gateway.registry.redis_client import RedisClient
+from gateway.registry.redis_errors import explain
 
 _log = logging.getLogger(__name__)
 
@@ -64,6 +72,9 @@ class PushLink:
         self._outbox: asyncio.Queue[tuple[str, ...]] = asyncio.Queue()
         self._awaited: deque[asyncio.Future[bool]] = deque()
         self._channels: dict[str, _Channel] = {}
+        self._echoes = ECHOES + secrets.token_hex(8)
+        self._echoed: set[str] = set()
+        self._news = asyncio.Event()
 
     @property
     def up(self) -> bool:
@@ -148,9 +159,12 @@ class PushLink:
         while True:
             try:
                 await self._serve()
-            except (GatewayError, RedisError, OSError) as exc:
+            except GatewayError as exc:
                 self._failure = exc
-                _log.warning("push link to the registry lost: %r", exc)
+                _log.warning("push link to the registry lost: %s", exc)
+            except (RedisError, OSError) as exc:
+                self._failure = RegistryUnavailable(explain(exc, self._longest_silence))
+                _log.warning("push link to the registry lost: %s", self._failure)
             except Exception as exc:
                 # A defect must not end the task: without it this replica hears nothing more.
                 self._failure = exc
@@ -165,25 +179,29 @@ class PushLink:
     async def _serve(self) -> None:
         """Connect, subscribe, and hear until the link breaks (which raises)."""
         connection = await self._client.dial()
+        self._subscribe(self._echoes)
+        self._subscribe(CHANGES)
         # No TaskGroup: in Python 3.11 it swallows a cancellation that meets a failing child.
-        sender = asyncio.create_task(self._send(connection), name="registry push sender")
+        tasks = [
+            asyncio.create_task(self._read(connection), name="registry push reader"),
+            asyncio.create_task(self._send(connection), name="registry push sender"),
+            asyncio.create_task(self._check_echoes(), name="registry push echoes"),
+        ]
         try:
-            self._subscribe(CHANGES)
-            await self._read(connection)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            sender.cancel()
+            for task in tasks:
+                task.cancel()
             try:
-                await asyncio.wait([sender])
+                await asyncio.gather(*tasks, return_exceptions=True)
             finally:
                 await connection.disconnect(nowait=True)
 
     async def _send(self, connection: AbstractConnection) -> None:
-        try:
-            while True:
-                await connection.send_command(*await self._next_command())
-        except (RedisError, OSError) as exc:
-            # The connection is closed by that, so the reader ends too, and tells.
-            _log.debug("push link to the registry cannot send: %r", exc)
+        while True:
+            await connection.send_command(*await self._next_command())
 
     async def _next_command(self) -> tuple[str, ...]:
         try:
@@ -193,12 +211,35 @@ class PushLink:
             return ("PING",)
 
     async def _read(self, connection: AbstractConnection) -> None:
-        # The sender makes the server say something at least every ping_seconds.
-        longest_silence = self._ping_seconds + self._client.limit_seconds
         while True:
-            async with asyncio.timeout(longest_silence):
+            async with asyncio.timeout(self._longest_silence):
                 message = await connection.read_response(timeout=math.inf)
             self._hear(message)
+
+    @property
+    def _longest_silence(self) -> float:
+        # The sender makes the server say something at least every ping_seconds.
+        return self._ping_seconds + self._client.limit_seconds
+
+    async def _check_echoes(self) -> None:
+        """Raise RegistryUnavailable once the link does not hear what it should."""
+        while True:
+            await asyncio.sleep(self._ping_seconds)
+            self._echoed.clear()
+            try:
+                sent = await self._client.echo(self._echoes)
+            except RegistryUnavailable as exc:
+                # Whether changes are heard cannot be told now. PING goes on.
+                _log.debug("no echo: %s", exc)
+                continue
+            try:
+                async with asyncio.timeout(self._client.limit_seconds):
+                    while not sent <= self._echoed:
+                        self._news.clear()
+                        await self._news.wait()
+            except TimeoutError as exc:
+                unheard = ", ".join(sorted(sent - self._echoed))
+                raise RegistryUnavailable(f"it does not hear what {unheard} publishes") from exc
 
     def _hear(self, message: Any) -> None:
         kind = message[0]
@@ -206,6 +247,9 @@ class PushLink:
             name, payload = message[1].decode(), message[2]
             if name == CHANGES:
                 self._changed(payload)
+            elif name == self._echoes:
+                self._echoed.add(payload.decode())
+                self._news.set()
             elif channel := self._channels.get(name):
                 for listener in tuple(channel.listeners):
                     _call(listener.heard, payload)

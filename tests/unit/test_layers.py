@@ -16,6 +16,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 RANKS: Final[dict[str, int]] = {
     "gateway.errors": 0,
     "gateway.session": 1,
+    "gateway.registry.url": 0,
     "gateway.settings": 1,
     "gateway.telemetry": 1,
     "gateway.proxy.fields": 1,
@@ -31,6 +32,11 @@ RANKS: Final[dict[str, int]] = {
     "gateway.lifecycle": 3,
     "gateway.reports": 3,
     "gateway.sweep": 3,
+    "gateway.heartbeat": 3,
+    "gateway.holding": 3,
+    "gateway.takeover": 3,
+    "gateway.handover": 3,
+    "gateway.watchers": 3,
     "gateway.proxy.connection": 4,
     "gateway.proxy.exchange": 4,
     "gateway.proxy.listener": 4,
@@ -64,8 +70,16 @@ GROUPS: Final = (
 ALLOWED: Final = {
     ("gateway.proxy.http1", "gateway.session"),
     ("gateway.__main__", "gateway.cli"),
-    ("gateway.lifecycle", "gateway.reports"),
+    ("gateway.lifecycle", "gateway.handover"),
+    ("gateway.lifecycle", "gateway.heartbeat"),
+    ("gateway.lifecycle", "gateway.holding"),
     ("gateway.lifecycle", "gateway.sweep"),
+    ("gateway.lifecycle", "gateway.takeover"),
+    ("gateway.lifecycle", "gateway.watchers"),
+    ("gateway.holding", "gateway.reports"),
+    ("gateway.takeover", "gateway.heartbeat"),
+    ("gateway.handover", "gateway.holding"),
+    ("gateway.handover", "gateway.takeover"),
 }
 
 #: What a package never imports, of ours or of others'.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 
 from gateway.api.targets import parse_target, resolve_target
@@ -31,10 +33,10 @@ def test_anything_else_is_malformed(text: str) -> None:
         parse_target(text)
 
 
-async def refused(target: str, *, allowed: str, redis: str = "") -> bool:
-    settings = load_settings({"target_allowlist": allowed, "redis_url": redis})
+async def refused(target: str, *, allowed: str, registry: Collection[tuple[str, int]] = ()) -> bool:
+    settings = load_settings({"target_allowlist": allowed})
     try:
-        await resolve_target(parse_target(target), settings)
+        await resolve_target(parse_target(target), settings, registry=registry)
     except TargetRefused:
         return True
     return False
@@ -50,7 +52,7 @@ async def test_only_addresses_of_the_allow_list_pass() -> None:
 async def test_an_ipv4_address_in_ipv6_clothes_is_what_it_is() -> None:
     assert await refused("[::ffff:127.0.0.1]:80", allowed="::/0")
     settings = load_settings({"target_allowlist": "127.0.0.0/8"})
-    endpoint = await resolve_target(parse_target("[::ffff:127.0.0.1]:80"), settings)
+    endpoint = await resolve_target(parse_target("[::ffff:127.0.0.1]:80"), settings, registry=())
     assert endpoint == Endpoint("127.0.0.1", 80)
 
 
@@ -60,6 +62,6 @@ async def test_an_ipv4_address_in_ipv6_clothes_is_what_it_is() -> None:
 )
 async def test_the_registry_is_refused_under_every_local_address(target: str) -> None:
     everywhere = "0.0.0.0/0, ::/0"
-    assert await refused(target, allowed=everywhere, redis="redis://localhost/0")
-    assert not await refused(target, allowed=everywhere, redis="redis://localhost:6380/0")
-    assert not await refused(target, allowed=everywhere, redis="unix:///run/redis.sock")
+    elsewhere = ("127.0.0.1", 6380)
+    assert await refused(target, allowed=everywhere, registry=[elsewhere, ("localhost", 6379)])
+    assert not await refused(target, allowed=everywhere, registry=[elsewhere])
