@@ -475,9 +475,11 @@ class Gateway:
             await asyncio.sleep(0)
             parts += 1
 
-    async def drain(self) -> None:
-        """Close the listener as SIGTERM does."""
-        await self.listener.close(drain_seconds=self.settings.drain_seconds)
+    async def drain(self, *, grace_seconds: float = 0.0) -> None:
+        """Close the listener as SIGTERM does; without a grace period, as SIGINT does."""
+        await self.listener.close(
+            grace_seconds=grace_seconds, drain_seconds=self.settings.drain_seconds
+        )
 
     async def close(self) -> None:
         """Close everything, and check that nothing is left of it."""
