@@ -89,12 +89,12 @@ class WorkerProcess:
                 # Ctrl-C in a terminal is for the control process, which lets workers drain.
                 start_new_session=True,
             )
+            link = await Link.over(ours)
         except BaseException:
-            ours.close()
+            ours.close()  # a process that has been started ends by that
             raise
         finally:
             theirs.close()
-        link = await Link.over(ours)
         link.send({"start": start})
         return cls(number, process, link, waker=waker, tally=tally, ready=ready)
 
