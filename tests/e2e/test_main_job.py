@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from playwright.async_api import Page, WebSocket, expect
@@ -54,6 +54,14 @@ async def test_an_edit_through_one_replica_shows_in_a_browser_on_another_without
     app: App, pair: Pair, page: Page
 ) -> None:
     session = await pair.a.create({"files": project(app.folder)}, ready=True)
+    url = f"{pair.b.url}/preview/{session['id']}/"
+    await expect_an_edit_to_show_without_reload(app, pair, page, session, url)
+
+
+async def expect_an_edit_to_show_without_reload(
+    app: App, pair: Pair, page: Page, session: dict[str, Any], url: str
+) -> None:
+    """Open a preview that replica A made at ``url``, which is replica B's; edit it through A."""
     frames: list[str] = []
     sockets: list[str] = []
 
@@ -62,7 +70,7 @@ async def test_an_edit_through_one_replica_shows_in_a_browser_on_another_without
         socket.on("framereceived", lambda frame: frames.append(str(frame)))
 
     page.on("websocket", note_socket)
-    response = await page.goto(f"{pair.b.url}/preview/{session['id']}/")
+    response = await page.goto(url)
     assert response is not None
     assert response.status == 200
     assert response.headers["x-preview-replica"] != session["owner"]
@@ -85,5 +93,5 @@ async def test_an_edit_through_one_replica_shows_in_a_browser_on_another_without
     await expect(page.locator("#count")).to_have_text("2")
     assert await page.evaluate("window.__mark") == "same document"
     assert len(sockets) == 1, "the HMR socket was opened once and never lost"
-    assert sockets[0].startswith(f"ws://{pair.b.url.removeprefix('http://')}/preview/")
+    assert sockets[0].startswith(f"ws{url.removeprefix('http')}")
     assert any('"update"' in frame for frame in frames), "the HMR socket carried the update"
