@@ -166,9 +166,10 @@ class TunnelSide(asyncio.Protocol):
             self.transport.write(ping)
         elif silent < ping_seconds * patience:
             self._silent = silent
+        elif tcp.is_delivering(self.transport):
+            self._silent = ping_seconds  # the ping may have waited behind what was sent before it
         else:
-            # The ping may still wait behind what was sent before it.
-            return not tcp.is_delivering(self.transport)
+            return True
         return False
 
     @property
