@@ -22,12 +22,13 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import ipaddress
 import re
 from abc import ABC, abstractmethod
 from collections import deque
 from enum import Enum
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import httptools
 
@@ -147,9 +148,6 @@ class Malformed:
 
 _NO_FIELDS: Final = Fields(REQUEST_NAMES)
 
-#: What counts of a head besides its fields and its target: method, version, spaces, line ends.
-_START_LINE_BYTES: Final = 32
-
 
 class _MessageParser(ABC):
     """What requests and responses share: feeding llhttp, limits, content of known length."""
@@ -157,6 +155,7 @@ class _MessageParser(ABC):
     __slots__ = (
         "_begun",
         "_done",
+        "_edge",
         "_fields",
         "_head",
         "_left",
@@ -166,8 +165,7 @@ class _MessageParser(ABC):
         "_ordinary",
         "_overhead",
         "_resuming",
-        "_seen",
-        "_start_bytes",
+        "_start",
         "_trailers",
         "_upgraded",
         "events",
@@ -176,6 +174,8 @@ class _MessageParser(ABC):
 
     _head: RequestHead | ResponseHead | None
     _names: Names
+    #: Whether empty lines may come before a message.
+    _skips_empty_lines: ClassVar[bool] = False
     events: deque[Any]
 
     def __init__(self, *, max_head: int) -> None:
@@ -197,15 +197,17 @@ class _MessageParser(ABC):
     def _begin(self) -> None:
         self._head = None
         self._begun = False
-        self._start_bytes = 0
-        self._seen = 0
+        #: The start line, as far as it has come, to the byte.
+        self._start = b""
+        #: The last bytes that llhttp had of this message.
+        self._edge = b""
         self._overhead = 0
         self._trailers: TrailerFields | None = None
 
     @property
     def in_message(self) -> bool:
         """Whether a message has begun and is not complete."""
-        return self._begun
+        return self._begun or bool(self._start)
 
     @property
     def content_left(self) -> int:
@@ -225,33 +227,70 @@ class _MessageParser(ABC):
             self.tail += data
 
     def _parse(self, data: bytes) -> bytes:
-        """Let llhttp have ``data``; returns what it has left."""
-        begun = self._begun
+        """Let llhttp have what of ``data`` may be of one message; returns what is left."""
+        begun = bool(self._start)
+        end = self._piece_end(data)
+        data, rest = data[:end], data[end:]
         # Of a head that came in one piece no longer than the limit, nothing need be counted.
         self._may_be_long = begun or len(data) > self._max_head
         if begun:
             # Content resets this; what is left is a head, or chunk extensions and trailers.
             self._overhead += len(data)
+        if self._head is None:
+            self._note_start(data)
         if self._llhttp is None:
             self._llhttp = self._new_llhttp()
         try:
             self._llhttp.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
             self._stop_or_resume()
-            return data[exc.args[0] :]
+            return data[exc.args[0] :] + rest
         except httptools.HttpParserError as exc:
             self._refuse(exc)
             return b""
         head = self._head
         if head is not None and head.content_length:
-            # The rest of this content is counted; llhttp's own count is left behind.
-            self._left = head.content_length - self._seen
+            # Content is counted; llhttp's own count is left behind.
+            self._left = head.content_length
         elif self._may_be_long and (
             self._overhead > self._max_head or (head is None and self._is_too_long())
         ):
             what = "head" if head is None else "trailer"
             self._fail(Malformed(431, f"{what} larger than {self._max_head} bytes"))
-        return b""
+        return rest
+
+    def _piece_end(self, data: bytes) -> int:
+        """Up to where ``data`` belongs to the message under way for certain, or ends it."""
+        return self._blank_line_end(data) if self._head is None else len(data)
+
+    def _blank_line_end(self, data: bytes) -> int:
+        edge = self._edge
+        found = (edge + data[:3]).find(_BLANK_LINE)
+        if found >= 0:
+            end = found + len(_BLANK_LINE) - len(edge)
+        else:
+            found = data.find(_BLANK_LINE)
+            end = found + len(_BLANK_LINE) if found >= 0 else len(data)
+        self._edge = (edge + data[max(0, end - 3) : end])[-3:]
+        return end
+
+    def _note_start(self, data: bytes) -> None:
+        """Keep the start line as it came, for ``_check_start``."""
+        at = 0
+        while at < len(data) and not self._start.endswith(b"\n"):
+            end = data.find(b"\n", at) + 1 or len(data)
+            self._start += data[at:end]
+            at = end
+            if self._start == b"\r\n" and self._skips_empty_lines:
+                self._start = b""
+
+    def _check_start(self, line: bytes, status: int) -> None:
+        """Refuse what llhttp takes for ``line`` although it is not: other spaces, bare CR or LF in
+        front of it, RTSP and ICE for HTTP.
+        """
+        # Not known of a response behind a chunked one in the same read, which nobody asked for.
+        if self._start and self._start != line + b"\r\n":
+            raise Refusal(status, "malformed start line")
 
     def _refuse(self, exc: httptools.HttpParserError) -> None:
         cause = exc.__context__
@@ -307,9 +346,8 @@ class _MessageParser(ABC):
             self._llhttp = None
 
     def _fail(self, malformed: Malformed) -> None:
+        self._begin()
         self._done = True
-        self._begun = False
-        self._head = None
         self.events.append(malformed)
 
     # -- callbacks of llhttp ---------------------------------------------------------------------
@@ -348,7 +386,6 @@ class _MessageParser(ABC):
         self.events.append(head)
 
     def on_body(self, data: bytes) -> None:
-        self._seen += len(data)
         self._overhead = 0
         self.events.append(data)
 
@@ -366,7 +403,7 @@ class _MessageParser(ABC):
             raise Refusal(431, f"head larger than {self._max_head} bytes")
 
     def _is_too_long(self) -> bool:
-        return _START_LINE_BYTES + self._start_bytes + self._fields.size() > self._max_head
+        return len(self._start) + self._fields.size() > self._max_head
 
     # -- what differs ----------------------------------------------------------------------------
 
@@ -385,6 +422,7 @@ class RequestParser(_MessageParser):
     __slots__ = ("_max_target", "_target")
 
     _names = REQUEST_NAMES
+    _skips_empty_lines: ClassVar[bool] = True  # RFC 9112 2.2
 
     def __init__(self, *, max_head: int, max_target: int) -> None:
         self._max_target = max_target
@@ -396,7 +434,6 @@ class RequestParser(_MessageParser):
         self._target += url
         if len(self._target) > self._max_target:
             raise Refusal(414, f"request target longer than {self._max_target} bytes")
-        self._start_bytes += len(url)
 
     def _begin(self) -> None:
         super()._begin()
@@ -404,8 +441,13 @@ class RequestParser(_MessageParser):
 
     def feed(self, data: bytes) -> None:
         """Parse ``data``; what it holds is in ``events`` afterwards."""
-        if self._begun or self._done or self.events or not self._recognise(data):
+        if self._begun or self._start or self._done or self.events or not self._recognise(data):
             super().feed(data)
+
+    def _piece_end(self, data: bytes) -> int:
+        head = self._head
+        # A blank line may be within content; but only with one can a chunked message end.
+        return self._blank_line_end(data) if head is None or head.chunked else len(data)
 
     def _recognise(self, data: bytes) -> bool:
         """Whether ``data`` is a simple head and nothing else; its events are there then."""
@@ -436,6 +478,7 @@ class RequestParser(_MessageParser):
         method = llhttp.get_method()
         if method == b"CONNECT":
             raise Refusal(405, "CONNECT is not offered")
+        self._check_start(b"%b %b HTTP/%b" % (method, self._target, version.encode()), 400)
         if b"#" in self._target:
             raise Refusal(400, "a request target has no fragment (RFC 9112 3.2)")
         host = special.get(b"host")
@@ -494,16 +537,22 @@ class ResponseParser(_MessageParser):
 
     def feed(self, data: bytes) -> None:
         """Parse ``data``; what it holds is in ``events`` afterwards."""
-        if self._begun or self._done or self._bodyless or not self._recognise(data):
+        if self._begun or self._start or self._done or self._bodyless or not self._recognise(data):
             super().feed(data)
+
+    def _parse(self, data: bytes) -> bytes:
+        rest = super()._parse(data)
         if self._skipping:
             # llhttp waits for the content that an answer to HEAD announces and never has.
             self._skipping = False
             self._llhttp = None
+            if rest and not self._done:
+                self._fail(Malformed(502, "content in an answer to HEAD"))
+                return b""
+        return rest
 
     def on_status(self, reason: bytes) -> None:
         self._reason += reason
-        self._start_bytes += len(reason)
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
@@ -511,16 +560,6 @@ class ResponseParser(_MessageParser):
         if self._bodyless and isinstance(head, ResponseHead) and head.content_length != 0:
             self._skipping = True
             self._end()
-
-    def on_body(self, data: bytes) -> None:
-        if self._skipping:
-            raise Refusal(502, "content in an answer to HEAD")
-        super().on_body(data)
-
-    def on_message_complete(self) -> None:
-        if self._skipping:
-            raise Refusal(502, "content in an answer to HEAD")
-        super().on_message_complete()
 
     def _begin(self) -> None:
         super()._begin()
@@ -562,6 +601,9 @@ class ResponseParser(_MessageParser):
         status = llhttp.get_status_code()
         if status < 100 or not _REASON.fullmatch(self._reason):
             raise Refusal(502, "malformed status line")
+        space = b" " if self._reason or self._start.endswith(b" \r\n") else b""
+        line = b"HTTP/%b %d%b%b" % (version.encode(), status, space, self._reason)
+        self._check_start(line, 502)
         chunked, length = _framing(special, version)
         # RFC 9112 6.3: these have no content, whatever their fields say.
         empty = status < 200 or status in _EMPTY
@@ -605,7 +647,7 @@ def _framing(special: dict[bytes, bytes], version: str) -> tuple[bool, int | Non
 
 
 #: A host name or an IP literal, and a port (RFC 9110 7.2; without RFC 3986's exotic characters).
-_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]{0,5})?")
+_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]+|\[([0-9A-Fa-f:.]+)\])(?::[0-9]{0,5})?")
 _MAX_HOST: Final = 262  # 255 of a name, 6 of a port
 _REASON: Final = re.compile(rb"[\t \x21-\x7e\x80-\xff]*")
 #: Brings a new llhttp to where it awaits the first chunk.
@@ -615,7 +657,18 @@ _CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunke
 @lru_cache(maxsize=1024)
 def is_host(value: bytes) -> bool:
     """Whether a Host field may have this value: a name or an IP literal, perhaps with a port."""
-    return len(value) <= _MAX_HOST and _HOST.fullmatch(value) is not None
+    host = _HOST.fullmatch(value)
+    if host is None or len(value) > _MAX_HOST:
+        return False
+    return not host[1] or _is_ipv6(host[1].decode())
+
+
+def _is_ipv6(text: str) -> bool:
+    try:
+        ipaddress.IPv6Address(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _followed(value: bytes) -> bytes:

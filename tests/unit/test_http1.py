@@ -172,6 +172,14 @@ def test_a_request_under_way_is_noticed() -> None:
         (request(host=b"Host: " + b"a" * 300), 400),
         (request(start=b"GET /#f HTTP/1.1"), 400),
         (request(start=b"CONNECT a:1 HTTP/1.1"), 405),
+        (request(start=b"GET  / HTTP/1.1"), 400),
+        (request(start=b"GET /  HTTP/1.1"), 400),
+        (request(start=b"GET / RTSP/1.1"), 400),
+        (request(start=b"SOURCE / ICE/1.0"), 400),
+        (b"\n" + request(), 400),
+        (b"\r\r\n" + request(), 400),
+        (request(host=b"Host: [:::]"), 400),
+        (request(host=b"Host: [1]:80"), 400),
         (request(start=b"GET / HTTP/2.0"), 505),
         (request(b"Transfer-Encoding: gzip, chunked"), 501),
         (request(b"Transfer-Encoding: identity"), 501),
@@ -188,6 +196,40 @@ def test_a_bad_request_ends_everything(data: bytes, status: int) -> None:
     events = requests(data + request())
     assert refusal(events) == status
     assert len(events) == 1
+
+
+@pytest.mark.parametrize(
+    "start", [b"GET  / HTTP/1.1", b"GET / RTSP/1.1", b"\nGET / HTTP/1.1", b"\r\nGET / HTTP/1.1"]
+)
+@pytest.mark.parametrize(
+    "before",
+    [
+        request(start=b"GET /1 HTTP/1.1"),
+        request(b"Content-Length: 3", start=b"POST /1 HTTP/1.1") + b"a\r\n",
+        request(b"Transfer-Encoding: chunked", start=b"POST /1 HTTP/1.1")
+        + b"8\r\n\r\n\r\n\r\n\r\n\r\n0\r\nT: a\r\n\r\n",
+    ],
+    ids=["behind a head", "behind content", "behind chunks"],
+)
+def test_a_start_line_is_read_to_the_byte_wherever_it_begins(before: bytes, start: bytes) -> None:
+    """llhttp skips CR and LF before it, takes any number of spaces, and other protocols."""
+    data = before + request(start=start)
+    for cut in range(len(data)):
+        events = requests(data[:cut], data[cut:])
+        assert events[0].target == b"/1"
+        if start.startswith(b"\r\n"):  # RFC 9112 2.2
+            assert events.count(END) == 2
+        else:
+            assert refusal(events) == 400
+            assert events.count(END) == 1
+
+
+@pytest.mark.parametrize("junk", [b"\r", b"\n", b"\r\n"])
+def test_what_is_skipped_before_a_request_is_bounded(junk: bytes) -> None:
+    parser = RequestParser(**{**LIMITS, "max_head": 1024})
+    for _ in range(3000):
+        parser.feed(junk)
+    assert bool(parser.events) is (junk != b"\r\n")
 
 
 @pytest.mark.parametrize(
@@ -395,6 +437,18 @@ def test_content_in_an_answer_to_head_is_malformed(
         assert refusal(events) in (400, 502)
 
 
+def test_trailers_in_an_answer_to_head_do_not_become_fields_of_it() -> None:
+    chunks = b"0\r\nX-T: 1\r\n\r\n"
+    events = responses(response(b"Transfer-Encoding: chunked") + chunks, to=b"HEAD")
+    assert events[0].lines == []
+    assert refusal(events) == 502
+
+
+def test_what_follows_the_last_response_is_ignored() -> None:
+    last = response(b"Transfer-Encoding: chunked", b"Connection: close") + b"0\r\n\r\n"
+    assert responses(last + b"x")[1:] == [END]
+
+
 def test_after_an_answer_to_head_the_connection_goes_on() -> None:
     parser = ResponseParser(max_head=65536)
     parser.expect(b"HEAD")
@@ -424,6 +478,9 @@ def test_a_101_without_an_upgrade_is_none() -> None:
         response(start=b"HTTP/1.1 099 Hm"),
         response(start=b"HTTP/1.1 200 O\x00K"),
         response(start=b"HTTP/2.0 200 OK"),
+        response(start=b"RTSP/1.0 200 OK"),
+        b"\r\n" + response(b"Content-Length: 0"),
+        response(start=b"HTTP/1.1 103 Early Hints") + b"\r\n" + response(b"Content-Length: 0"),
         response(b"Location: a", b"Location: b"),
         response(b"Content-Length: 1", b"Content-Length: 1"),
         response(b"Transfer-Encoding: gzip"),
