@@ -70,10 +70,13 @@ class Gateway:
         self._grace_seconds = grace_seconds
         await self._stack.aclose()
 
-    async def _drain(self, serving: Serving | Workers) -> None:
-        """Let clients go. Event streams, which never end by themselves, do so after the grace."""
+    async def _drain(self, serving: Serving | Workers, lifecycle: Lifecycle) -> None:
+        """Let clients go, and hand sessions over meanwhile. Event streams, which never end by
+        themselves, do so after the grace.
+        """
         grace, closing = self._grace_seconds, self._health.closing
         ending = asyncio.get_running_loop().call_later(grace, closing.set)
+        lifecycle.leave()
         try:
             await serving.close(grace_seconds=grace, drain_seconds=self.settings.drain_seconds)
         finally:
@@ -106,7 +109,7 @@ class Gateway:
             serving = Serving(settings, registry, lifecycle, control_socket=str(control_socket))
         if settings.admin_port:
             await self._open_admin(settings, serving.samples, lifecycle)
-        stack.push_async_callback(self._drain, serving)
+        stack.push_async_callback(self._drain, serving, lifecycle)
         await serving.open(sock)
         self._health.ready = True
         log.info("replica %s serves %s (version %s)", settings.replica, self.url, __version__)

@@ -3,53 +3,44 @@
 Order is everything here: a session is registered, read back and acknowledged before anything is
 spawned; every move is a compare-and-set on (owner, generation, state), and whoever loses one has
 lost the session and stops its dev server. What other replicas do is learnt from pushed changes.
+
+What one dev server goes through is in ``holding``; what a replica does from time to time in
+``heartbeat``, ``sweep`` and ``takeover``; how it leaves in ``handover``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Final, TypeVar
+import os
+from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final
 
 from gateway.errors import (
-    BadFiles,
     Fenced,
     GatewayError,
     RegistryUnavailable,
     SessionConflict,
     SessionNotFound,
-    SpawnFailed,
 )
+from gateway.handover import Handover
+from gateway.heartbeat import Heartbeat
+from gateway.holding import Holding, answered, generation_of
 from gateway.registry.base import Change, NewSession, Registered, Registry, Replica, Subscriber
-from gateway.reports import StreamReports
 from gateway.session import ENDED, OWNED, PENDING, Route, Session, SessionId, State
 from gateway.settings import Settings
-from gateway.spawner.base import Job, Spawner
+from gateway.spawner.base import Spawner
 from gateway.sweep import Sweeper
+from gateway.takeover import Takeover
+from gateway.watchers import Watchers
 
 log: Final = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
-_FLUSH_SECONDS: Final = 2.0
-
-
-@dataclass(slots=True, eq=False)
-class _Owned:
-    """A session whose dev server this replica runs, or is starting."""
-
-    id: SessionId
-    generation: int
-    reports: StreamReports
-    #: sha256 of each file as it stands in the workspace.
-    applied: dict[str, bytes] = field(default_factory=dict)
-    revision: int = 0
-    edited: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
-    ready: bool = False
+#: Dev servers that nobody waits for and that may start at a time, for each processor.
+_STARTS_PER_CPU: Final = 2
+#: How long requests under way may take after their dev server has a successor.
+_LINGER_SECONDS: Final = 3.0
 
 
 class Lifecycle:
@@ -62,42 +53,80 @@ class Lifecycle:
         self._registry = registry
         self._spawner = spawner
         self.replica = replica
+        self._heartbeat = Heartbeat(
+            settings, registry, replica, stood_still=self._stood_still, cut_off=self._cut_off
+        )
         self._sweeper = Sweeper(settings, registry, replica, self)
-        self._owned: dict[SessionId, _Owned] = {}
+        self._takeover = Takeover(settings, registry, replica, self)
+        self._watchers = Watchers(registry)
+        self._handover = Handover(settings, registry, replica, self._watchers)
+        self._held: dict[SessionId, Holding] = {}
+        self._slots = asyncio.Semaphore(_STARTS_PER_CPU * (os.cpu_count() or 1))
         self._creating: set[SessionId] = set()
-        self._watchers: dict[str, set[asyncio.Event]] = {}
         self._wakes: dict[SessionId, asyncio.Task[bool]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        #: Dev servers on their way out: nothing cuts that short.
+        self._drops: set[asyncio.Task[None]] = set()
         self._unsubscribe: Callable[[], None] | None = None
+        self._departure: asyncio.Task[None] | None = None
         self._closing = False
 
     async def open(self) -> None:
         """Take the lease, settle what a former life left behind, begin to listen."""
-        await self._registry.heartbeat(self.replica)
+        await self._heartbeat.renew()
         if self._spawner is not None:
             await self._spawner.open()
         self._unsubscribe = self._registry.subscribe(
             Subscriber(changed=self._changed, synced=self._synced, lost=lambda: None)
         )
+        if self._spawner is not None:
+            await self._heartbeat.announce(spawns=True)
         # Before the first request: an address of a dead dev server may be in use again.
+        await self._takeover.look()
         await self._sweeper.sweep()
-        self._spawn_task(self._sweeper.beat(), "heartbeat")
+        self._spawn_task(self._heartbeat.beat(), "heartbeat")
+        self._spawn_task(self._takeover.watch(), "watch for lost replicas")
         self._spawn_task(self._sweeper.sweep_often(), "session sweep")
 
+    def leave(self) -> None:
+        """Begin to hand over to other replicas what runs here; ``close`` waits for it."""
+        if self._departure is None:
+            self._departure = asyncio.create_task(self._depart(), name="hand-over")
+
+    async def _depart(self) -> None:
+        try:
+            await self._heartbeat.announce(spawns=False)
+        except RegistryUnavailable as exc:
+            log.warning("the others are not told that this replica leaves: %s", exc)
+            return
+        await self._handover.run([held for held in self._held.values() if not held.is_heir])
+
     async def close(self) -> None:
-        """Put all owned sessions to sleep, stop their dev servers, give the lease back."""
+        """Put all that is not handed over to sleep, stop its dev servers, give the lease back."""
         if self._closing:
             return
-        self._closing = True
+        try:
+            if self._departure is not None:
+                await asyncio.wait({self._departure})
+        finally:
+            self._closing = True
+            await self._close()
+
+    async def _close(self) -> None:
         if self._unsubscribe is not None:
             self._unsubscribe()
         tasks = [*self._tasks, *self._wakes.values()]
+        if self._departure is not None:
+            tasks.append(self._departure)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         reason = "its replica was shut down"
-        sleeping = [self._put_to_sleep(owned, reason) for owned in tuple(self._owned.values())]
-        await asyncio.gather(*sleeping)
+        await asyncio.gather(
+            *(self._put_to_sleep(held, reason) for held in tuple(self._held.values())),
+            *self._drops,
+            return_exceptions=True,
+        )
         if self._spawner is not None:
             await self._spawner.close()
         try:
@@ -118,8 +147,9 @@ class Lifecycle:
             session = registered.session
             if registered.created:
                 log.info("session %s is registered (%d files)", new.id, len(new.files))
-            if session.state is State.REGISTERED and session.owner == self.replica.owner:
-                # Also when a former call registered it and then failed to be acknowledged.
+            # Also when a former call registered it and then failed to be acknowledged.
+            to_start = session.state is State.REGISTERED and session.owner == self.replica.owner
+            if to_start and not await self._passed_on(session):
                 self._begin(session)
         finally:
             self._creating.discard(new.id)
@@ -143,172 +173,97 @@ class Lifecycle:
             await self._until_ended(session)
         raise SessionConflict(new.id)
 
-    def _begin(self, session: Session) -> None:
-        """Start the dev server of a session that this replica owns, unless it is under way."""
-        current = self._owned.get(session.id)
+    def _begin(self, session: Session, *, in_turn: bool = False) -> None:
+        """Start the dev server of a session that this replica owns or inherits, unless it is
+        under way.
+        """
         if self._closing or self._spawner is None:
             return
-        if current is not None and current.generation >= session.generation:
-            return
+        current = self._held.get(session.id)
         if current is not None:
-            self._spawn_task(self._drop(current), f"drop {session.id}")
-        owned = _Owned(
-            session.id,
-            session.generation,
-            StreamReports(
-                self._registry,
-                session.id,
-                session.generation,
-                on_exit=lambda reason, tail: self._dev_server_exited(owned, reason, tail),
-            ),
+            if current.generation >= generation_of(session, self.replica.owner):
+                return
+            self._let_go(current)
+        holding = Holding(
+            session,
+            owner=self.replica.owner,
+            registry=self._registry,
+            spawner=self._spawner,
+            holder=self,
+            slots=self._slots if in_turn else None,
         )
-        self._owned[session.id] = owned
-        owned.task = asyncio.create_task(
-            self._run(owned, session, self._spawner), name=f"session {session.id}"
-        )
-
-    async def _run(self, owned: _Owned, session: Session, spawner: Spawner) -> None:
-        """From registered to ready, then apply edits until cancelled."""
-        try:
-            await self._start(owned, session, spawner)
-            while True:
-                await owned.edited.wait()
-                owned.edited.clear()
-                await self._apply_edits(owned, spawner)
-        except Fenced:
-            log.info("session %s went to another owner", owned.id)
-            self._spawn_task(self._drop(owned), f"drop {owned.id}")
-        except SpawnFailed as exc:
-            log.info("session %s failed: %s", owned.id, exc)
-            self._spawn_task(self._fail(owned, str(exc), exc.log_tail), f"fail {owned.id}")
-        except GatewayError as exc:
-            log.warning("session %s failed: %s", owned.id, exc)
-            self._spawn_task(self._fail(owned, str(exc), ""), f"fail {owned.id}")
-        except Exception:
-            log.exception("session %s failed", owned.id)
-            reason = "the gateway failed to run this session; its log says why"
-            self._spawn_task(self._fail(owned, reason, ""), f"fail {owned.id}")
-
-    async def _start(self, owned: _Owned, session: Session, spawner: Spawner) -> None:
-        if session.state is State.REGISTERED:
-            session = await self._move(owned, State.STARTING)
-        files = await _answered(owned.id, lambda: self._registry.files(session.id))
-        owned.revision = session.revision
-        owned.applied = {path: _digest(content) for path, content in files.items()}
-        job = Job(
-            session_id=session.id,
-            generation=session.generation,
-            recipe=session.recipe,
-            base=session.base,
-            files=files,
-        )
-        started = asyncio.get_running_loop().time()
-        server = await spawner.start(job, owned.reports)
-        await owned.reports.flush(seconds=_FLUSH_SECONDS)
-        change = Change(endpoint=server.endpoint, hmr=server.hmr)
-        await self._move(owned, State.READY, change)
-        seconds = asyncio.get_running_loop().time() - started
-        log.info("session %s is ready at %s (%.2f s)", owned.id, server.endpoint, seconds)
-        owned.ready = True
-        owned.edited.set()  # edits may have come in while it started
-
-    async def _move(self, owned: _Owned, to: State, change: Change = Change()) -> Session:  # noqa: B008
-        """Move a session that is held here, however long the registry is away."""
-
-        async def move() -> Session:
-            try:
-                return await self._registry.move(
-                    owned.id,
-                    to,
-                    owner=self.replica.owner,
-                    generation=owned.generation,
-                    change=change,
-                )
-            except Fenced:
-                # The reply to an earlier try may have been lost after it took effect.
-                session = await self._registry.session(owned.id)
-                if (
-                    session is not None
-                    and session.state is to
-                    and session.owner == self.replica.owner
-                    and session.generation == owned.generation
-                ):
-                    return session
-                raise
-
-        return await _answered(owned.id, move)
-
-    async def _apply_edits(self, owned: _Owned, spawner: Spawner) -> None:
-        """Bring the workspace to the registry's revision."""
-        session = await _answered(owned.id, lambda: self._registry.session(owned.id))
-        if session is None or session.revision == owned.revision:
-            return
-        files = await _answered(owned.id, lambda: self._registry.files(owned.id))
-        wanted = {path: _digest(content) for path, content in files.items()}
-        write = {
-            path: content
-            for path, content in files.items()
-            if owned.applied.get(path) != wanted[path]
-        }
-        delete = [path for path in owned.applied if path not in wanted]
-        try:
-            await spawner.write(owned.id, write=write, delete=delete)
-        except BadFiles as exc:
-            # The dev server has put something in the way; what it runs is still worth showing.
-            owned.reports.log([f"an edit could not be written: {exc}"])
-        owned.applied = wanted
-        owned.revision = session.revision
+        self._held[session.id] = holding
+        holding.begin()
 
     # -- ends ------------------------------------------------------------------------------------
 
-    def _dev_server_exited(self, owned: _Owned, reason: str, log_tail: str) -> None:
-        self._spawn_task(self._fail(owned, reason, log_tail), f"fail {owned.id}")
+    def failed(self, holding: Holding, reason: str, log_tail: str) -> None:
+        """Implements ``holding.Holder``."""
+        if holding.is_heir:
+            # Its owner still runs it, and finds another heir, or none.
+            self._let_go(holding)
+        else:
+            self._spawn_task(self._fail(holding, reason, log_tail), f"fail {holding.id}")
 
-    async def _fail(self, owned: _Owned, reason: str, log_tail: str) -> None:
+    def lost(self, holding: Holding) -> None:
+        """Implements ``holding.Holder``."""
+        self._let_go(holding)
+
+    async def _fail(self, holding: Holding, reason: str, log_tail: str) -> None:
         """The dev server is gone or never came: say so, and clean up."""
-        await self._drop(owned)
+        await self._drop(holding)
         change = Change(reason=reason, log_tail=log_tail, clear_endpoint=True)
         try:
-            await self._move(owned, State.FAILED, change)
+            await holding.move(State.FAILED, change)
         except (Fenced, SessionNotFound) as exc:
-            log.info("session %s is not marked as failed: %s", owned.id, exc)
+            log.info("session %s is not marked as failed: %s", holding.id, exc)
 
-    async def _drop(self, owned: _Owned) -> None:
+    async def _drop(self, holding: Holding) -> None:
         """Stop what runs here of a session; says nothing to the registry."""
-        if self._owned.get(owned.id) is owned:
-            del self._owned[owned.id]
-        if owned.task is not None and owned.task is not asyncio.current_task():
-            owned.task.cancel()
-            await asyncio.gather(owned.task, return_exceptions=True)
-        if self._spawner is not None:
-            await self._spawner.stop(owned.id, generation=owned.generation)
-        await owned.reports.close(seconds=_FLUSH_SECONDS)
+        if self._held.get(holding.id) is holding:
+            del self._held[holding.id]
+        await holding.drop()
+
+    def _let_go(self, holding: Holding, *, linger_seconds: float = 0.0) -> None:
+        """The session is another's now, or nobody's: stop what runs here of it."""
+        if self._held.get(holding.id) is holding:
+            del self._held[holding.id]
+
+        async def drop() -> None:
+            try:
+                await asyncio.sleep(linger_seconds)
+            finally:
+                await holding.drop()
+
+        task = asyncio.create_task(drop(), name=f"let go {holding.id}")
+        self._drops.add(task)
+        task.add_done_callback(self._drops.discard)
+        task.add_done_callback(_log_failure)
 
     async def put_to_sleep(self, session_id: SessionId, *, reason: str) -> None:
         """Stop the dev server of a session that runs here; the next request wakes it."""
-        owned = self._owned.get(session_id)
-        if owned is not None:
+        holding = self._held.get(session_id)
+        if holding is not None:
             log.info("session %s goes to sleep: %s", session_id, reason)
-            await self._put_to_sleep(owned, reason)
+            await self._put_to_sleep(holding, reason)
 
     async def touch(self, session_ids: Collection[SessionId]) -> None:
         """Note traffic of these sessions, for the replicas that own them."""
         await self._registry.touch(session_ids)
 
-    async def _put_to_sleep(self, owned: _Owned, reason: str) -> None:
+    async def _put_to_sleep(self, holding: Holding, reason: str) -> None:
         """First no replica routes here any more, then the dev server stops."""
         try:
-            change = Change(clear_endpoint=True, reason=reason)
             await self._registry.move(
-                owned.id,
+                holding.id,
                 State.SLEEPING,
                 owner=self.replica.owner,
-                generation=owned.generation,
-                change=change,
+                generation=holding.generation,
+                change=Change(clear_endpoint=True, reason=reason),
             )
         except GatewayError as exc:
-            log.warning("session %s is left as it is: %s", owned.id, exc)
-        await self._drop(owned)
+            log.warning("session %s is left as it is: %s", holding.id, exc)
+        await self._drop(holding)
 
     async def stop(self, session_id: SessionId, *, reason: str) -> tuple[Session, bool]:
         """Stop a session, whoever owns it. Returns it, and whether it was stopped already.
@@ -340,17 +295,23 @@ class Lifecycle:
                 # It has ended, and somebody has begun it anew already.
                 return replace(stopping, state=stopping.stop_to or State.STOPPED)
             if session.state is State.STOPPING:
-                await self._sweeper.finish_for_dead_owner(session)
+                await self._finish_for_dead_owner(session)
         return session
 
-    async def _finish_stop(self, owned: _Owned) -> None:
-        await self._drop(owned)
-        session = await _answered(owned.id, lambda: self._registry.session(owned.id))
+    async def _finish_for_dead_owner(self, session: Session) -> None:
+        try:
+            await self._takeover.finish(session)
+        except Fenced:
+            log.info("session %s was ended by another replica", session.id)
+
+    async def _finish_stop(self, holding: Holding) -> None:
+        await self._drop(holding)
+        session = await answered(holding.id, lambda: self._registry.session(holding.id))
         to = (session.stop_to if session is not None else None) or State.STOPPED
         try:
-            await self._move(owned, to, Change(clear_endpoint=True))
+            await holding.move(to, Change(clear_endpoint=True))
         except (Fenced, SessionNotFound) as exc:
-            log.info("session %s is not marked as %s: %s", owned.id, to, exc)
+            log.info("session %s is not marked as %s: %s", holding.id, to, exc)
 
     # -- wake and take over ----------------------------------------------------------------------
 
@@ -373,10 +334,18 @@ class Lifecycle:
             return True  # the caller's route is old: reading it again tells how it ended
         if session.generation > generation and session.state is not State.SLEEPING:
             return True
-        if session.recipe.target or self._spawner is None or self._closing:
+        if session.expires_in_ms <= 0:
+            reason = "it reached the end of its time"
+            await self._registry.request_stop(session.id, reason=reason, to=State.EXPIRED)
+            return True
+        if session.recipe.target or not self.spawns:
             return False
-        if session.state in OWNED and await self._registry.is_alive(session.owner):
-            return session.state in PENDING
+        if session.state in OWNED:
+            lost = await self._takeover.is_lost(session.owner)
+            if not lost:
+                return lost is None or session.state in PENDING
+        if await self._passed_on(session):
+            return True
         return await self._claim(session)
 
     async def _claim(self, session: Session) -> bool:
@@ -387,88 +356,98 @@ class Lifecycle:
             log.info("session %s is taken over by another replica", session.id)
         return True
 
-    async def take_over(self, session: Session) -> None:
+    async def take_over(self, session: Session, *, in_turn: bool = False) -> None:
         """Claim a session and start it. Raises Fenced if somebody else did."""
         claimed = await self._registry.claim(
             session.id, owner=self.replica.owner, generation=session.generation
         )
         log.info("session %s is taken over from %s", session.id, session.owner or "nobody")
-        self._begin(claimed)
+        self._begin(claimed, in_turn=in_turn)
+
+    async def _passed_on(self, session: Session) -> bool:
+        """Whether another replica was asked to start a session, because this one leaves."""
+        if self._departure is None:
+            return False
+        try:
+            return await self._handover.offer(session)
+        except Fenced:
+            return True  # it starts elsewhere already
+
+    async def _inherit(self, session_id: SessionId) -> None:
+        """Start what was offered to this replica."""
+        try:
+            session = await self._registry.session(session_id)
+            if session is None or session.heir != self.replica.owner:
+                return
+            if session.state is State.READY:
+                self._begin(session)
+            else:
+                await self._claim(session)
+        except GatewayError as exc:
+            log.warning("session %s is not inherited: %s", session_id, exc)
 
     # -- wait ------------------------------------------------------------------------------------
 
     async def wait(
         self, session_id: SessionId, until: Callable[[Session], bool], *, seconds: float
     ) -> Session:
-        """The session as soon as ``until`` holds, or as it is after ``seconds``.
-
-        Waits for a registration still under way too. Raises SessionNotFound.
-        """
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        told = asyncio.Event()
-        watchers = self._watchers.setdefault(session_id, set())
-        watchers.add(told)
-        try:
-            while True:
-                session = await self._registry.session(session_id)
-                remaining = started + seconds - loop.time()
-                if remaining <= 0 or (session is not None and until(session)):
-                    break
-                try:
-                    async with asyncio.timeout(remaining):
-                        await told.wait()
-                except TimeoutError:
-                    continue
-                told.clear()
-        finally:
-            watchers.discard(told)
-            if not watchers and self._watchers.get(session_id) is watchers:
-                del self._watchers[session_id]
-        if session is None:
-            raise SessionNotFound(session_id, waited=loop.time() - started)
-        return session
+        """See ``Watchers.wait``."""
+        return await self._watchers.wait(session_id, until, seconds=seconds)
 
     # -- changes ---------------------------------------------------------------------------------
 
     def _changed(self, route: Route) -> None:
         """A session has changed somewhere."""
-        for told in self._watchers.get(route.id, ()):
-            told.set()
-        owned = self._owned.get(route.id)
-        if owned is None or route.generation < owned.generation:
+        self._watchers.told(route.id)
+        is_heir = route.heir == self.replica.owner
+        if is_heir and self.spawns:
+            self._spawn_task(self._inherit(route.id), f"inherit {route.id}")
+        holding = self._held.get(route.id)
+        if holding is None:
             return
-        if route.generation > owned.generation or route.state in ENDED:
-            self._owned.pop(owned.id)
-            self._spawn_task(self._drop(owned), f"drop {owned.id}")
+        if route.generation < holding.generation:
+            if holding.is_heir and not is_heir:
+                self._let_go(holding)  # the offer has ended
+        elif route.generation > holding.generation:
+            followed = holding.offered and route.state is State.READY
+            self._let_go(holding, linger_seconds=_LINGER_SECONDS if followed else 0.0)
         elif route.state is State.STOPPING:
-            self._owned.pop(owned.id)
-            self._spawn_task(self._finish_stop(owned), f"stop {owned.id}")
-        elif owned.ready:
-            owned.edited.set()
+            self._held.pop(holding.id)
+            self._spawn_task(self._finish_stop(holding), f"stop {holding.id}")
+        elif route.state in ENDED or route.state is State.SLEEPING:
+            self._let_go(holding)
+        elif holding.ready:
+            holding.edited.set()
 
     def _synced(self) -> None:
         """Changes may have been missed: look at every session that somebody here waits for."""
-        for watchers in self._watchers.values():
-            for told in watchers:
-                told.set()
-        for owned in tuple(self._owned.values()):
-            self._spawn_task(self._recheck(owned), f"recheck {owned.id}")
+        self._watchers.told_all()
+        self._recheck_all()
 
-    async def _recheck(self, owned: _Owned) -> None:
-        session = await _answered(owned.id, lambda: self._registry.session(owned.id))
+    def _stood_still(self, _: float) -> None:
+        """Others may have claimed what runs here."""
+        self._recheck_all()
+
+    def _recheck_all(self) -> None:
+        for session_id in self._held:
+            self._spawn_task(self._recheck(session_id), f"recheck {session_id}")
+
+    async def _recheck(self, session_id: SessionId) -> None:
+        session = await answered(session_id, lambda: self._registry.session(session_id))
         if session is not None:
             self._changed(session.route)
+
+    def _cut_off(self, seconds: float) -> None:
+        """The outage is longer than what was agreed to: others may run what runs here."""
+        log.error("no registry for %.0f s: %d dev servers are stopped", seconds, len(self._held))
+        for holding in tuple(self._held.values()):
+            self._let_go(holding)
 
     def _spawn_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(coroutine, name=name)
         self._tasks.add(task)
-        task.add_done_callback(self._task_done)
-
-    def _task_done(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and (exc := task.exception()) is not None:
-            log.error("task %s failed", task.get_name(), exc_info=exc)
+        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(_log_failure)
 
     # -- what the API asks -----------------------------------------------------------------------
 
@@ -487,7 +466,7 @@ class Lifecycle:
 
     def holds(self, session_id: SessionId) -> bool:
         """Whether this replica runs the session, or is just registering it."""
-        return session_id in self._owned or session_id in self._creating
+        return session_id in self._held or session_id in self._creating
 
     @property
     def spawns(self) -> bool:
@@ -497,23 +476,9 @@ class Lifecycle:
     @property
     def owned(self) -> int:
         """Sessions whose dev servers this replica runs."""
-        return len(self._owned)
+        return len(self._held)
 
 
-async def _answered(session_id: SessionId, call: Callable[[], Awaitable[T]]) -> T:
-    """The registry's answer, asked for until it gives one: an outage must not end a session.
-
-    Whoever owns the waiting task cancels it when the session is dropped or the replica closes.
-    """
-    pause = 0.05
-    while True:
-        try:
-            return await call()
-        except RegistryUnavailable as exc:
-            log.warning("session %s waits for the registry: %s", session_id, exc)
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, 2.0)
-
-
-def _digest(content: bytes) -> bytes:
-    return hashlib.sha256(content).digest()
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (exc := task.exception()) is not None:
+        log.error("task %s failed", task.get_name(), exc_info=exc)

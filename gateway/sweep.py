@@ -1,4 +1,10 @@
-"""What a replica looks after from time to time: its lease, and sessions that lost their owner."""
+"""What a replica looks after from time to time: its own sessions, and a part of the list of all.
+
+Once per lease it reads what it holds itself, and one page of all sessions. The page is the slow
+round that finds what nothing else does: sessions past their time that nobody holds, and what an
+interrupted write or a failover has left out of an index. So the cost of a sweep does not grow with
+the sessions of others.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +15,16 @@ from typing import Final, Protocol
 
 from gateway.errors import Fenced, RegistryUnavailable, SessionNotFound
 from gateway.registry.base import Change, Registry, Replica
-from gateway.session import ENDED, PENDING, Session, SessionId, State
+from gateway.session import ENDED, HELD, Session, SessionId, State
 from gateway.settings import Settings
+from gateway.takeover import is_wanted
 
 log: Final = logging.getLogger(__name__)
 
-#: Heartbeats per lease: two may be lost before the lease is.
-_BEATS: Final = 3
+_PAGE: Final = 200
 
 
-class Holder(Protocol):
+class Keeper(Protocol):
     """What the sweep asks of the life cycle."""
 
     @property
@@ -31,29 +37,22 @@ class Holder(Protocol):
     async def put_to_sleep(self, session_id: SessionId, *, reason: str) -> None:
         """Stop the dev server of a session that runs here; the next request wakes it."""
 
-    async def take_over(self, session: Session) -> None:
+    async def take_over(self, session: Session, *, in_turn: bool = False) -> None:
         """Claim a session and start it. Raises Fenced if somebody else did."""
 
 
 class Sweeper:
-    """Renews the lease, expires sessions, settles what lost its owner. Owns no task itself."""
+    """Expires sessions, lets idle ones sleep, mends what is out of order. Owns no task itself."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, replica: Replica, holder: Holder
+        self, settings: Settings, registry: Registry, replica: Replica, keeper: Keeper
     ) -> None:
         self._lease_seconds = settings.lease_seconds
         self._registry = registry
         self._replica = replica
-        self._holder = holder
-
-    async def beat(self) -> None:
-        """Renew the lease until cancelled."""
-        while True:
-            await asyncio.sleep(self._lease_seconds / _BEATS)
-            try:
-                await self._registry.heartbeat(self._replica)
-            except RegistryUnavailable as exc:
-                log.warning("heartbeat failed: %s", exc)
+        self._keeper = keeper
+        #: Where the slow round has come to.
+        self._cursor = ""
 
     async def sweep_often(self) -> None:
         """Sweep about once per lease until cancelled; replicas drift apart."""
@@ -65,21 +64,27 @@ class Sweeper:
                 log.warning("sweep failed: %s", exc)
 
     async def sweep(self) -> None:
-        """Expire what is over its time; settle sessions whose owner is gone."""
-        alive: dict[str, bool] = {}
+        """Look after what this replica holds, and after the next page of all sessions."""
         cursor = ""
         while True:
-            page = await self._registry.sessions(limit=200, cursor=cursor)
-            for session in page.sessions:
-                try:
-                    await self._settle(session, alive)
-                except Fenced as exc:
-                    log.info("session %s moved on meanwhile: %s", session.id, exc)
-                except SessionNotFound:
-                    log.info("session %s was forgotten meanwhile", session.id)
+            page = await self._registry.held_by(self._replica.owner, limit=_PAGE, cursor=cursor)
+            await self._settle_all(page.sessions)
             cursor = page.cursor
             if not cursor:
-                return
+                break
+        page = await self._registry.sessions(limit=_PAGE, cursor=self._cursor)
+        self._cursor = page.cursor
+        await self._settle_all(page.sessions)
+
+    async def _settle_all(self, sessions: list[Session]) -> None:
+        alive = {self._replica.owner: True}
+        for session in sessions:
+            try:
+                await self._settle(session, alive)
+            except Fenced as exc:
+                log.info("session %s moved on meanwhile: %s", session.id, exc)
+            except SessionNotFound:
+                log.info("session %s was forgotten meanwhile", session.id)
 
     async def _settle(self, session: Session, alive: dict[str, bool]) -> None:
         if session.state in ENDED:
@@ -87,58 +92,38 @@ class Sweeper:
         if session.expires_in_ms <= 0 and session.state is not State.STOPPING:
             reason = "it reached the end of its time"
             await self._registry.request_stop(session.id, reason=reason, to=State.EXPIRED)
+        elif session.recipe.target or session.state not in HELD:
             return
-        if session.recipe.target or session.state is State.SLEEPING:
-            return
-        if session.owner == self._replica.owner and _is_idle(session):
-            reason = f"no traffic for {session.idle_seconds} s"
-            await self._holder.put_to_sleep(session.id, reason=reason)
-            return
-        if not await self._lost_its_owner(session, alive):
-            return
-        if session.state is State.STOPPING:
-            await self.finish_for_dead_owner(session)
-        elif self._holder.spawns:
-            await self._take_in(session)
+        elif session.owner == self._replica.owner:
+            await self._settle_own(session)
+        else:
+            if session.owner not in alive:
+                alive[session.owner] = await self._registry.is_alive(session.owner)
+            if not alive[session.owner]:
+                await self._registry.enlist(session)
 
-    async def _lost_its_owner(self, session: Session, alive: dict[str, bool]) -> bool:
-        if session.owner == self._replica.owner:
-            # Registered here, but the reply was lost or never acknowledged: nobody started it.
-            return session.state is not State.STOPPING and not self._holder.holds(session.id)
-        if session.owner not in alive:
-            alive[session.owner] = await self._registry.is_alive(session.owner)
-        return not alive[session.owner]
+    async def _settle_own(self, session: Session) -> None:
+        if session.state is State.STOPPING:
+            return
+        if not self._keeper.holds(session.id):
+            if self._keeper.spawns:
+                await self._take_in(session)
+        elif _is_idle(session):
+            reason = f"no traffic for {session.idle_seconds} s"
+            await self._keeper.put_to_sleep(session.id, reason=reason)
 
     async def _take_in(self, session: Session) -> None:
-        """Somebody may be waiting for what was starting; what was ready starts when asked for."""
-        if session.state in PENDING:
-            await self._holder.take_over(session)
+        """This replica owns it and does not run it: a reply was lost, or an outage was too long."""
+        if is_wanted(session):
+            await self._keeper.take_over(session, in_turn=True)
             return
-        claimed = await self._registry.claim(
-            session.id, owner=self._replica.owner, generation=session.generation
-        )
         await self._registry.move(
             session.id,
             State.SLEEPING,
-            owner=self._replica.owner,
-            generation=claimed.generation,
-            change=Change(clear_endpoint=True, reason="its replica was lost"),
+            owner=session.owner,
+            generation=session.generation,
+            change=Change(clear_endpoint=True, reason="its dev server was lost"),
         )
-
-    async def finish_for_dead_owner(self, session: Session) -> None:
-        """STOPPING is its owner's to finish, but for an owner that is no more."""
-        if await self._registry.is_alive(session.owner):
-            return
-        try:
-            await self._registry.move(
-                session.id,
-                session.stop_to or State.STOPPED,
-                owner=session.owner,
-                generation=session.generation,
-                change=Change(clear_endpoint=True),
-            )
-        except Fenced:
-            log.info("session %s was ended by another replica", session.id)
 
 
 def _is_idle(session: Session) -> bool:

@@ -3,112 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 from unittest.mock import ANY
 
 import pytest
 
 from gateway.errors import RegistryUnavailable, SessionConflict, SessionNotFound, SpawnFailed
-from gateway.lifecycle import Lifecycle
-from gateway.registry.base import Replica
+from gateway.registry.keys import session_key
 from gateway.registry.redis_store import RedisRegistry
-from gateway.session import Endpoint, Hmr, Recipe, Session, SessionId, State
-from gateway.settings import Settings
-from gateway.spawner.base import DevServer, Job, Reports
+from gateway.session import Endpoint, Recipe, SessionId, State
 from tests.contract.conftest import ENDPOINT, ID, Opener, Server, new_session
-
-FAST = {"lease_seconds": 1.0, "stop_grace_seconds": 0.1}
-
-
-class ScriptedSpawner:
-    """Starts nothing; each start waits for ``go`` and ends as the test says."""
-
-    def __init__(self) -> None:
-        self.started: list[Job] = []
-        self.stopped: list[tuple[SessionId, int | None]] = []
-        self.written: list[tuple[dict[str, bytes], list[str]]] = []
-        self.running: dict[SessionId, int] = {}
-        self.reports: dict[SessionId, Reports] = {}
-        self.go = asyncio.Event()
-        self.go.set()
-        self.may_stop = asyncio.Event()
-        self.may_stop.set()
-        self.failure: SpawnFailed | None = None
-        self.news = asyncio.Event()
-
-    async def open(self) -> None:
-        return None
-
-    async def close(self) -> None:
-        self.running.clear()
-
-    async def start(self, job: Job, reports: Reports) -> DevServer:
-        self.started.append(job)
-        self.news.set()
-        reports.phase("starting", "scripted")
-        reports.log(["one", "two"])
-        await self.go.wait()
-        if self.failure is not None:
-            raise self.failure
-        self.running[job.session_id] = job.generation
-        self.reports[job.session_id] = reports
-        return DevServer(Endpoint("127.0.0.1", 4000 + len(self.started)), Hmr("", "vite-hmr"))
-
-    async def write(
-        self, session_id: SessionId, *, write: Mapping[str, bytes], delete: Sequence[str] = ()
-    ) -> None:
-        self.written.append((dict(write), list(delete)))
-        self.news.set()
-
-    async def stop(self, session_id: SessionId, *, generation: int | None = None) -> None:
-        self.stopped.append((session_id, generation))
-        await self.may_stop.wait()
-        if generation in (None, self.running.get(session_id)):
-            self.running.pop(session_id, None)
-        self.news.set()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until what the life cycle asked for fulfils a condition."""
-        async with asyncio.timeout(10):
-            while not condition():
-                self.news.clear()
-                await self.news.wait()
-
-
-class Replicated:
-    """One replica's life cycle, with its registry and its spawner."""
-
-    def __init__(self, name: str, registry: RedisRegistry, settings: Settings) -> None:
-        self.registry = registry
-        self.spawner = ScriptedSpawner()
-        self.life = Lifecycle(settings, registry, self.spawner, Replica(name, "1"))
-
-    async def state(self, state: State, session_id: SessionId = ID) -> Session:
-        """The session once it is in ``state``."""
-        session = await self.life.wait(session_id, lambda s: s.state is state, seconds=10)
-        assert session.state is state
-        return session
-
-
-Start = Callable[..., Awaitable[Replicated]]
+from tests.contract.lives import FAST, Replicated, Start, lives
 
 
 @pytest.fixture
 async def start(server: Server, connect: Opener) -> AsyncIterator[Start]:
     """Starts replicas' life cycles and closes them after the test."""
-    opened: list[Lifecycle] = []
-
-    async def start(name: str, **changes: Any) -> Replicated:
-        settings = Settings(**{**FAST, **changes})
-        replica = Replicated(name, await connect(server.url, **{**FAST, **changes}), settings)
-        opened.append(replica.life)
-        await replica.life.open()
-        return replica
-
-    yield start
-    for life in opened:
-        await life.close()
+    async with lives(server, connect) as start:
+        yield start
 
 
 async def test_a_created_session_becomes_ready_with_its_endpoint_and_files(start: Start) -> None:
@@ -285,15 +198,18 @@ async def test_an_owner_that_lost_its_session_stops_its_dev_server(start: Start)
     assert a.life.owned == 0
 
 
-async def test_what_a_lost_replica_left_is_settled_by_the_sweep(
+async def test_what_a_lost_replica_left_starts_if_somebody_may_wait_for_it_and_else_sleeps(
     start: Start, server: Server, connect: Opener
 ) -> None:
     lost = await connect(server.url, **FAST)
     await lost.register(new_session("was-starting"), owner="lost/1")
-    ready = await lost.register(new_session("was-ready-1"), owner="lost/1")
-    generation = ready.session.generation
-    for state in (State.STARTING, State.READY):
-        await lost.move(ready.session.id, state, owner="lost/1", generation=generation)
+    for session_id in ("in-use-1", "unused-1"):
+        ready = await lost.register(new_session(session_id), owner="lost/1")
+        generation = ready.session.generation
+        for state in (State.STARTING, State.READY):
+            await lost.move(ready.session.id, state, owner="lost/1", generation=generation)
+    # A traffic of long ago, by the registry's clock.
+    await server.ask("HSET", session_key(SessionId("unused-1")), "active_at", 1000)
     await lost.register(
         new_session(
             "with-target", endpoint=ENDPOINT, files={}, recipe=Recipe(target="127.0.0.1:5173")
@@ -301,10 +217,11 @@ async def test_what_a_lost_replica_left_is_settled_by_the_sweep(
         owner="lost/1",
     )
     a = await start("a")
-    await a.state(State.READY, SessionId("was-starting"))
-    await a.state(State.SLEEPING, SessionId("was-ready-1"))
-    await a.state(State.READY, SessionId("with-target"))
-    assert [job.session_id for job in a.spawner.started] == ["was-starting"]
+    asleep = await a.state(State.SLEEPING, SessionId("unused-1"))
+    assert asleep.reason == "its replica was lost"
+    for session_id in ("was-starting", "in-use-1", "with-target"):
+        await a.state(State.READY, SessionId(session_id))
+    assert {job.session_id for job in a.spawner.started} == {"was-starting", "in-use-1"}
 
 
 async def test_a_session_expires_and_its_dev_server_stops(start: Start) -> None:
@@ -342,7 +259,7 @@ async def test_a_session_without_traffic_goes_to_sleep_and_one_with_traffic_does
     assert a.spawner.running == {ID: session.generation, "always-on-1": ANY}
     asleep = await a.state(State.SLEEPING)
     assert asleep.reason == "no traffic for 1 s"
-    assert ID not in a.spawner.running
+    await a.spawner.until(lambda: ID not in a.spawner.running)
     assert await a.life.wake(ID, generation=session.generation)
     await a.state(State.READY)
     await a.state(State.READY, SessionId("always-on-1"))

@@ -80,6 +80,7 @@ ALLOWED: Final = {
     ("gateway.takeover", "gateway.heartbeat"),
     ("gateway.handover", "gateway.holding"),
     ("gateway.handover", "gateway.takeover"),
+    ("gateway.sweep", "gateway.takeover"),
 }
 
 #: What a package never imports, of ours or of others'.

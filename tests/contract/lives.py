@@ -1,0 +1,109 @@
+"""Life cycles of several replicas in one process: a real registry, spawners that do as told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from gateway.errors import SpawnFailed
+from gateway.lifecycle import Lifecycle
+from gateway.registry.base import Replica
+from gateway.registry.redis_store import RedisRegistry
+from gateway.session import Endpoint, Hmr, Session, SessionId, State
+from gateway.settings import Settings
+from gateway.spawner.base import DevServer, Job, Reports
+from tests.contract.conftest import ID, Opener, Server
+
+FAST = {"lease_seconds": 1.0, "stop_grace_seconds": 0.1}
+
+
+class ScriptedSpawner:
+    """Starts nothing; each start waits for ``go`` and ends as the test says."""
+
+    def __init__(self) -> None:
+        self.started: list[Job] = []
+        self.stopped: list[tuple[SessionId, int | None]] = []
+        self.written: list[tuple[dict[str, bytes], list[str]]] = []
+        self.running: dict[SessionId, int] = {}
+        self.reports: dict[SessionId, Reports] = {}
+        self.go = asyncio.Event()
+        self.go.set()
+        self.may_stop = asyncio.Event()
+        self.may_stop.set()
+        self.failure: SpawnFailed | None = None
+        self.news = asyncio.Event()
+
+    async def open(self) -> None:
+        return None
+
+    async def close(self) -> None:
+        self.running.clear()
+
+    async def start(self, job: Job, reports: Reports) -> DevServer:
+        self.started.append(job)
+        self.news.set()
+        reports.phase("starting", "scripted")
+        reports.log(["one", "two"])
+        await self.go.wait()
+        if self.failure is not None:
+            raise self.failure
+        self.running[job.session_id] = job.generation
+        self.reports[job.session_id] = reports
+        return DevServer(Endpoint("127.0.0.1", 4000 + len(self.started)), Hmr("", "vite-hmr"))
+
+    async def write(
+        self, session_id: SessionId, *, write: Mapping[str, bytes], delete: Sequence[str] = ()
+    ) -> None:
+        self.written.append((dict(write), list(delete)))
+        self.news.set()
+
+    async def stop(self, session_id: SessionId, *, generation: int | None = None) -> None:
+        self.stopped.append((session_id, generation))
+        await self.may_stop.wait()
+        if generation in (None, self.running.get(session_id)):
+            self.running.pop(session_id, None)
+        self.news.set()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until what the life cycle asked for fulfils a condition."""
+        async with asyncio.timeout(10):
+            while not condition():
+                self.news.clear()
+                await self.news.wait()
+
+
+class Replicated:
+    """One replica's life cycle, with its registry and its spawner."""
+
+    def __init__(self, name: str, registry: RedisRegistry, settings: Settings) -> None:
+        self.registry = registry
+        self.spawner = ScriptedSpawner()
+        self.life = Lifecycle(settings, registry, self.spawner, Replica(name, "1"))
+
+    async def state(self, state: State, session_id: SessionId = ID) -> Session:
+        """The session once it is in ``state``."""
+        session = await self.life.wait(session_id, lambda s: s.state is state, seconds=10)
+        assert session.state is state
+        return session
+
+
+Start = Callable[..., Awaitable[Replicated]]
+
+
+@asynccontextmanager
+async def lives(server: Server, connect: Opener) -> AsyncIterator[Start]:
+    """Starts replicas' life cycles and closes them in the end."""
+    opened: list[Lifecycle] = []
+
+    async def start(name: str, **changes: Any) -> Replicated:
+        settings = Settings(**{**FAST, **changes})
+        replica = Replicated(name, await connect(server.url, **{**FAST, **changes}), settings)
+        opened.append(replica.life)
+        await replica.life.open()
+        return replica
+
+    yield start
+    for life in opened:
+        await life.close()
