@@ -657,8 +657,13 @@ async def _fails(environ: Mapping[str, str], *words: str) -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    async with asyncio.timeout(LIMIT_SECONDS):
-        out, err = await process.communicate()
+    try:
+        async with asyncio.timeout(LIMIT_SECONDS):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
     assert (process.returncode, out) == (2, b"")
     assert err.count(b"\n") == 1
     assert all(word in err.decode() for word in words), err
