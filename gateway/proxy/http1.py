@@ -264,18 +264,19 @@ class _MessageParser(ABC):
         return self._blank_line_end(data) if self._head is None else len(data)
 
     def _blank_line_end(self, data: bytes) -> int:
-        edge = self._edge
-        found = (edge + data[:3]).find(_BLANK_LINE)
+        edge, self._edge = self._edge, b""
+        if edge:
+            found = (edge + data[:3]).find(_BLANK_LINE)
+            if found >= 0:
+                return found + len(_BLANK_LINE) - len(edge)
+        found = data.find(_BLANK_LINE)
         if found >= 0:
-            end = found + len(_BLANK_LINE) - len(edge)
-        else:
-            found = data.find(_BLANK_LINE)
-            end = found + len(_BLANK_LINE) if found >= 0 else len(data)
-        self._edge = (edge + data[max(0, end - 3) : end])[-3:]
-        return end
+            return found + len(_BLANK_LINE)
+        self._edge = (edge + data[-3:])[-3:]
+        return len(data)
 
     def _note_start(self, data: bytes) -> None:
-        """Keep the start line as it came, for ``_check_start``."""
+        """Keep the start line as it came: llhttp takes more for one than is one."""
         at = 0
         while at < len(data) and not self._start.endswith(b"\n"):
             end = data.find(b"\n", at) + 1 or len(data)
@@ -283,14 +284,6 @@ class _MessageParser(ABC):
             at = end
             if self._start == b"\r\n" and self._skips_empty_lines:
                 self._start = b""
-
-    def _check_start(self, line: bytes, status: int) -> None:
-        """Refuse what llhttp takes for ``line`` although it is not: other spaces, bare CR or LF in
-        front of it, RTSP and ICE for HTTP.
-        """
-        # Not known of a response behind a chunked one in the same read, which nobody asked for.
-        if self._start and self._start != line + b"\r\n":
-            raise Refusal(status, "malformed start line")
 
     def _refuse(self, exc: httptools.HttpParserError) -> None:
         cause = exc.__context__
@@ -478,7 +471,8 @@ class RequestParser(_MessageParser):
         method = llhttp.get_method()
         if method == b"CONNECT":
             raise Refusal(405, "CONNECT is not offered")
-        self._check_start(b"%b %b HTTP/%b" % (method, self._target, version.encode()), 400)
+        if not _REQUEST_LINE.fullmatch(self._start):
+            raise Refusal(400, "malformed request line")
         if b"#" in self._target:
             raise Refusal(400, "a request target has no fragment (RFC 9112 3.2)")
         host = special.get(b"host")
@@ -601,9 +595,9 @@ class ResponseParser(_MessageParser):
         status = llhttp.get_status_code()
         if status < 100 or not _REASON.fullmatch(self._reason):
             raise Refusal(502, "malformed status line")
-        space = b" " if self._reason or self._start.endswith(b" \r\n") else b""
-        line = b"HTTP/%b %d%b%b" % (version.encode(), status, space, self._reason)
-        self._check_start(line, 502)
+        # Not known of a response behind a chunked one in the same read, which nobody asked for.
+        if self._start and not self._start.startswith(b"HTTP/"):
+            raise Refusal(502, "malformed status line")
         chunked, length = _framing(special, version)
         # RFC 9112 6.3: these have no content, whatever their fields say.
         empty = status < 200 or status in _EMPTY
@@ -624,6 +618,8 @@ class ResponseParser(_MessageParser):
 _VERSIONS: Final = ("1.1", "1.0")
 _BLANK_LINE: Final = b"\r\n\r\n"
 _EMPTY: Final = (204, 304)
+#: What llhttp lets through besides: CR and LF in front, more spaces, RTSP and ICE.
+_REQUEST_LINE: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.[01]\r\n")
 #: Start lines of which nothing needs a second look.
 _SIMPLE_REQUEST: Final = re.compile(rb"(GET|HEAD|OPTIONS) (/[!\"$-~]*) HTTP/1\.1\r\n")
 _SIMPLE_RESPONSE: Final = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2}) ([A-Za-z]+(?: [A-Za-z]+)*)\r\n")
