@@ -57,6 +57,17 @@ def test_everything_else_is_for_the_control_plane(target: bytes) -> None:
     assert place(target) is CONTROL
 
 
+def test_a_base_that_was_seen_is_known_at_first_sight_and_few_are_remembered() -> None:
+    places = Places("")
+    assert not places.of(head(BASE + b"a")).plain
+    again = places.of(head(BASE + b"b"))
+    assert (again.plain, again.session_id, again.base, again.rest) == (True, ID, BASE, b"b")
+    for number in range(5000):
+        places.of(head(b"/preview/other-id-%d/" % number))
+    assert len(places._known) <= 4096
+    assert places.of(head(BASE + b"c")).session_id == ID
+
+
 @pytest.mark.parametrize("name", [b"", b"short", b"UPPERCASE-0", b"a" * 41, b"abcdef%2d123", b".."])
 def test_what_is_no_id_is_kept_as_it_is(name: bytes) -> None:
     found = place(b"/preview/" + name + b"/x")

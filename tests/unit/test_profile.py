@@ -256,6 +256,16 @@ async def test_what_counts_for_a_whole_origin_ends_where_previews_share_it(
 
 
 @BOTH
+async def test_an_answer_that_says_nothing_of_the_kind_is_not_gone_through(
+    profile: Profile, pool: Pool
+) -> None:
+    answer = response(b"Content-Type: text/html", b"ETag: x")
+    lines = answer.lines
+    profile.put_right(answer, *SHARED, pool)
+    assert answer.lines is lines
+
+
+@BOTH
 async def test_answers_of_the_control_plane_stay_as_they_are(profile: Profile, pool: Pool) -> None:
     lines = [
         b"Location: http://localhost:5173/a",
