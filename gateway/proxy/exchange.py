@@ -211,10 +211,15 @@ class Exchange:
             else:
                 await self._find_route(SessionId(session_id))
         except GatewayError as exc:
-            self.fail(exc)
+            failure = exc
         except Exception:
             log.exception("exchange for %s failed", self.place.session_id)
-            self.fail(GatewayError("the gateway failed; its log says why"))
+            failure = GatewayError("the gateway failed; its log says why")
+        else:
+            return
+        # Not in the handlers: the parser, which goes on with the next request, would take the
+        # exception that is being handled for the reason why it refuses that one.
+        self.fail(failure)
 
     async def _find_route(self, session_id: SessionId) -> None:
         plane = self.plane
@@ -229,7 +234,7 @@ class Exchange:
             return
         entry = await self._until_ready(session_id, entry)
         if entry is not None:
-            await self._connect_ready(session_id, entry, may_wake=True)
+            await self._connect_ready(session_id, entry)
 
     async def _until_ready(self, session_id: SessionId, entry: Entry) -> Entry | None:
         """Hold the request while the dev server starts; None if it has been answered."""
@@ -257,21 +262,28 @@ class Exchange:
             self.client.answer(answers.still_starting(route))
         return None
 
-    async def _connect_ready(self, session_id: SessionId, entry: Entry, *, may_wake: bool) -> None:
-        route = entry.route
-        self._aim_at(entry)
-        try:
-            await self._connect()
-        except UpstreamUnreachable:
-            # Its owner may be gone: then the session starts anew, and the request waits for it.
-            if not may_wake or not await self.plane.waker.wake(
-                session_id, generation=route.generation
+    async def _connect_ready(self, session_id: SessionId, entry: Entry) -> None:
+        """Connect. If the owner may be gone, the request waits until the session runs elsewhere."""
+        plane = self.plane
+        deadline = plane.now() + plane.settings.hold_seconds
+        while True:
+            self._aim_at(entry)
+            try:
+                await self._connect()
+            except UpstreamUnreachable as exc:
+                unreachable = exc
+            else:
+                return
+            generation = entry.route.generation
+            if plane.now() > deadline or not await plane.waker.wake(
+                session_id, generation=generation
             ):
-                raise
-            entry = await self.plane.routes.resolve(session_id)
-            again = await self._until_ready(session_id, entry)
-            if again is not None:
-                await self._connect_ready(session_id, again, may_wake=False)
+                raise unreachable
+            known = await plane.routes.resolve(session_id)
+            again = await self._until_ready(session_id, known)
+            if again is None:
+                return
+            entry = again
 
     async def _connect(self) -> None:
         assert self._pool is not None  # noqa: S101 - set by every caller

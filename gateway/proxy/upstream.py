@@ -58,6 +58,8 @@ class Consumer(Protocol):
 class UpstreamConnection(asyncio.Protocol):
     """One connection. It serves one consumer at a time; ``consumer`` is None when it is idle."""
 
+    #: For mypyc: what a tunnel no longer has.
+    __deletable__ = ("parser",)
     __slots__ = (
         "_pool",
         "consumer",
@@ -284,6 +286,12 @@ class Pool:
         for connection in self._open:
             if connection.is_tunnel:
                 connection.transport.abort()
+
+    def cut(self) -> None:
+        """Retire, and end requests under way, too."""
+        self.retire()
+        for connection in tuple(self._open):
+            connection.transport.abort()
 
     @property
     def is_unused(self) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import pytest
 
 from tests.protocol.conftest import Start
-from tests.protocol.harness import BASE, HELD_BYTES, Client, Gateway, never
+from tests.protocol.harness import BASE, HELD_BYTES, Client, Gateway, never, session
 
 GET = b"GET " + BASE + b"x HTTP/1.1\r\n"
 POST = b"POST " + BASE + b"x HTTP/1.1\r\nHost: localhost\r\n"
@@ -326,3 +326,19 @@ async def test_fault_8_what_waits_is_bounded(gateway: Gateway) -> None:
     (connection,) = gateway.listener.connections
     assert connection.transport.get_write_buffer_size() < 512 * 1024
     assert len(connection.parser.events) < 2000
+
+
+async def test_one_is_refused_behind_requests_that_failed(gateway: Gateway) -> None:
+    """Its end is read while the gateway still deals with the failure of the first."""
+    dead = await gateway.server()
+    await dead.close()
+    gateway.registry.put(session(endpoint=dead.endpoint))
+    client = await gateway.client()
+    good = GET + b"Host: localhost\r\n\r\n"
+    without_host = GET + b"X: " + b"x" * 40_000 + b"\r\n\r\n"
+    client.send(good + good + without_host)
+    assert (await client.response()).status == 502
+    assert (await client.response()).status == 502
+    response = await client.response()
+    assert (response.status, response.json()["code"]) == (400, "malformed_request")
+    assert await client.rest() == b""
