@@ -196,8 +196,8 @@ async def test_a_dev_server_may_take_its_time(gateway: Gateway) -> None:
         assert await client.exactly(2) == PING
         client.send(PONG)
         await peer.until(PONG)
+        await eventually(lambda: not tcp.is_delivering(upstream.transport))
     assert gateway.listener.tunnels
-    await eventually(lambda: not tcp.is_delivering(upstream.transport))
     seconds_pass(gateway, PING_SECONDS)
     assert await peer.rest() == b""
     assert await client.rest() in (b"", PING)
