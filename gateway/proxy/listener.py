@@ -137,6 +137,7 @@ class Listener:
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             now = self.plane.now()
+            self.plane.routes.alive(now)
             for connection in tuple(self.connections):
                 if connection.deadline < now:
                     connection.expire()

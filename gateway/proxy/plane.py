@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import time
 from collections import Counter
 from collections.abc import Callable
 from typing import Final, cast
@@ -73,7 +73,8 @@ class DataPlane:
             idle_seconds=_CONTROL_IDLE_SECONDS,
             active=self.pools,
         )
-        self.now: Callable[[], float] = asyncio.get_running_loop().time
+        # The clock itself: the loop's is a moment old, and that moment may have been a long one.
+        self.now: Callable[[], float] = time.monotonic
 
     def pool(self, entry: Entry) -> Pool:
         """The pool of a ready route's generation; it ends when the route is replaced."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final, NoReturn, Protocol
@@ -36,8 +37,9 @@ class Waker(Protocol):
     async def wake(self, session_id: SessionId, *, generation: int) -> bool:
         """See to it that a dev server newer than ``generation`` is on its way.
 
-        For a session that sleeps, or whose owner is gone. True if one is (or was already)
-        starting, False if the session is well as it is. Raises GatewayError.
+        For a session that sleeps, or whose dev server cannot be reached. True if one is (or was
+        already) starting, or if that is not sure yet: look again. False if the session is well as
+        it is. Waits a part of a lease before it doubts an owner. Raises GatewayError.
         """
 
 
@@ -48,6 +50,7 @@ class RouteStats:
     reads: int = 0
     stale: int = 0
     not_found: int = 0
+    stalls: int = 0
 
 
 class Entry:
@@ -69,13 +72,21 @@ class Retirable(Protocol):
     def retire(self) -> None:
         """Take no new work and let go of what is idle. Called once."""
 
+    def cut(self) -> None:
+        """Retire, and end what is under way, too."""
+
     @property
     def is_unused(self) -> bool:
         """Whether nothing is under way in it."""
 
 
 class RouteTable:
-    """Routes by session id. Everything runs on one event loop; times are ``clock`` seconds."""
+    """Routes by session id. Everything runs on one event loop; times are ``clock`` seconds.
+
+    Whoever owns the loop says ``alive`` about once a second. If it has stood still for longer than
+    ``stall_seconds`` (SIGSTOP, a paused machine), sessions may have got new dev servers that nobody
+    could tell it of: whatever looks first, before any byte goes to an old one, forgets all routes.
+    """
 
     def __init__(
         self,
@@ -84,13 +95,17 @@ class RouteTable:
         wait_seconds: float,
         max_age_seconds: float,
         max_routes: int = MAX_ROUTES,
+        stall_seconds: float = math.inf,
         clock: Callable[[], float],
     ) -> None:
         self._registry = registry
         self._wait_seconds = wait_seconds
         self._max_age = max_age_seconds
         self._max_routes = max_routes
+        self._stall_seconds = stall_seconds
         self._clock = clock
+        #: Until then it is certain that the loop has not stood still for too long.
+        self._alive_until = clock() + stall_seconds
         self._entries: dict[str, Entry] = {}
         self._waiters: dict[str, set[asyncio.Future[Route]]] = {}
         self._reads: dict[str, asyncio.Task[Route | None]] = {}
@@ -124,11 +139,31 @@ class RouteTable:
 
     def get(self, session_id: str, now: float) -> Entry | None:
         """The entry, if it may be used without asking the registry."""
+        if now > self._alive_until:
+            self._stood_still(now)
         entry = self._entries.get(session_id)
         if entry is None or now - entry.confirmed_at > self._max_age:
             return None
         entry.used = True
         return entry
+
+    def alive(self, now: float) -> None:
+        """The loop runs."""
+        if now > self._alive_until:
+            self._stood_still(now)
+        self._alive_until = now + self._stall_seconds
+
+    def _stood_still(self, now: float) -> None:
+        self.stats.stalls += 1
+        still = now - self._alive_until + self._stall_seconds
+        log.warning("the data plane stood still for %.1f s: every route is read anew", still)
+        self._alive_until = now + self._stall_seconds
+        entries = list(self._entries.values())
+        self._entries.clear()
+        for entry in entries:
+            if entry.pool is not None:
+                entry.pool.cut()
+                entry.pool = None
 
     # -- waiting ---------------------------------------------------------------------------------
 
@@ -210,8 +245,12 @@ class RouteTable:
             log.warning("route read of %s failed: %s", session_id, exc)
 
     async def _read_now(self, session_id: SessionId) -> Route | None:
-        session = await self._registry.session(session_id)
-        return session.route if session is not None else None
+        while True:
+            began = self._clock()
+            session = await self._registry.session(session_id)
+            # An answer that waited while the loop stood still is as old as the question.
+            if self._clock() - began <= self._stall_seconds:
+                return session.route if session is not None else None
 
     # -- changes ---------------------------------------------------------------------------------
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -25,7 +25,10 @@ class Serving:
             registry,
             wait_seconds=settings.registration_wait_seconds,
             max_age_seconds=settings.route_max_age_seconds,
-            clock=asyncio.get_running_loop().time,
+            # A lease is renewed three times in its life: with less than half of it lost in a stall
+            # no other replica can have claimed anything.
+            stall_seconds=settings.lease_seconds / 2,
+            clock=time.monotonic,
         )
         self.plane = DataPlane(
             settings, routes=self.routes, waker=waker, control_socket=control_socket
@@ -62,6 +65,12 @@ class Serving:
             "Requests served by a stale route.",
             "counter",
             [({}, routes.stats.stale)],
+        )
+        yield (
+            "data_plane_stalls",
+            "Times at which the data plane stood still for too long to trust its routes.",
+            "counter",
+            [({}, routes.stats.stalls)],
         )
         yield ("registry_linked", "Whether changes are pushed.", "flag", [({}, routes.linked)])
 

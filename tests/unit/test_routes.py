@@ -22,10 +22,14 @@ THERE = Endpoint("127.0.0.1", 2)
 class FakePool:
     def __init__(self, *, unused: bool = True) -> None:
         self.retired = 0
+        self.was_cut = False
         self.is_unused = unused
 
     def retire(self) -> None:
         self.retired += 1
+
+    def cut(self) -> None:
+        self.was_cut = True
 
 
 class Table(RouteTable):
@@ -365,6 +369,79 @@ async def test_with_all_routes_in_use_one_more_is_kept(registry: FakeRegistry) -
         registry.put(session(session_id=name), push=False)
         (await table.resolve(name)).pool = FakePool(unused=False)
     assert len(table) == 3
+    await table.close()
+
+
+# -- stalls --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("first", ["a request", "the sweep"])
+async def test_after_a_stall_no_route_is_used_before_it_was_read_anew(
+    registry: FakeRegistry, first: str
+) -> None:
+    table = Table(registry, stall_seconds=5.0)
+    table.open()
+    registry.put(session(endpoint=HERE), push=False)
+    entry = await table.resolve(ID)
+    idle = SessionId("other-session")
+    registry.put(session(session_id=idle), push=False)
+    await table.resolve(idle)
+    entry.pool = pool = FakePool()
+    registry.put(session(generation=2, endpoint=THERE), push=False)
+    table.offset = 5.1
+    if first == "the sweep":
+        table.alive(table.now())
+    assert table.get(ID, table.now()) is None
+    assert pool.was_cut, "what is under way may be an old dev server's"
+    assert table.stats.stalls == 1
+    assert (await table.resolve(ID)).route.endpoint == THERE
+    assert table.get(ID, table.now()) is not None
+    await table.close()
+
+
+async def test_after_a_stall_a_route_is_not_served_stale(registry: FakeRegistry) -> None:
+    table = Table(registry, stall_seconds=5.0)
+    table.open()
+    registry.put(session(endpoint=HERE), push=False)
+    await table.resolve(ID)
+    registry.down = True
+    table.offset = 5.1
+    assert table.get(ID, table.now()) is None
+    with pytest.raises(RegistryUnavailable):
+        await table.resolve(ID)
+    await table.close()
+
+
+async def test_a_loop_that_says_it_runs_keeps_its_routes(registry: FakeRegistry) -> None:
+    table = Table(registry, stall_seconds=5.0)
+    table.open()
+    registry.put(session(endpoint=HERE), push=False)
+    await table.resolve(ID)
+    for _ in range(2):
+        table.offset += 4.0
+        table.alive(table.now())
+    assert table.get(ID, table.now()) is not None
+    assert table.stats.stalls == 0
+    await table.close()
+
+
+async def test_an_answer_that_waited_through_a_stall_is_asked_for_again(
+    registry: FakeRegistry,
+) -> None:
+    table = Table(registry, stall_seconds=5.0)
+    table.open()
+    registry.put(session(endpoint=HERE), push=False)
+    real = registry.session
+
+    async def slow(session_id: SessionId) -> Any:
+        answer = await real(session_id)
+        if registry.reads == 1:
+            table.offset = 5.1
+            registry.put(session(generation=2, endpoint=THERE), push=False)
+        return answer
+
+    registry.session = slow  # type: ignore[method-assign]
+    assert (await table.resolve(ID)).route.endpoint == THERE
     await table.close()
 
 
