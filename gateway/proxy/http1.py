@@ -238,6 +238,8 @@ class _MessageParser(ABC):
             self._overhead += len(data)
         if self._head is None:
             self._note_start(data)
+            if self._done:
+                return b""
         if self._llhttp is None:
             self._llhttp = self._new_llhttp()
         try:
@@ -284,6 +286,8 @@ class _MessageParser(ABC):
             at = end
             if self._start == b"\r\n" and self._skips_empty_lines:
                 self._start = b""
+        if self._start.endswith(b"\n") and self._start.startswith((b"\r", b"\n")):
+            self._fail(Malformed(400, "malformed message: CR or LF before a start line"))
 
     def _refuse(self, exc: httptools.HttpParserError) -> None:
         cause = exc.__context__
