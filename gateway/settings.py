@@ -184,6 +184,19 @@ class Settings(BaseSettings):
     upgrade_timeout_seconds: float = Field(
         30.0, gt=0, description="Limit for a dev server to answer an upgrade."
     )
+    response_timeout_seconds: float = Field(
+        300.0,
+        ge=0,
+        description="Limit for a dev server to begin its answer to a complete request, and for a "
+        "pause in taking one. Not for event streams, sockets, or an answer that has begun. "
+        "0: none.",
+    )
+    body_idle_seconds: float = Field(
+        60.0, gt=0, description="A client that stops sending its request's content gets 408."
+    )
+    write_idle_seconds: float = Field(
+        60.0, gt=0, description="A client that takes nothing of a response is cut off after this."
+    )
     ping_seconds: int = Field(
         20,
         ge=0,

@@ -13,7 +13,7 @@ import struct
 from typing import TYPE_CHECKING, Final, cast
 
 from gateway.errors import SessionNotFound
-from gateway.proxy import answers, heads
+from gateway.proxy import answers, deadlines, heads, tcp
 from gateway.proxy.answers import Answer
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.http1 import END, Malformed, RequestHead, RequestParser
@@ -32,14 +32,13 @@ _PART_BYTES: Final = 32 * 1024
 #: After the last answer this much more is read and thrown away, so that a client that is still
 #: sending gets to see it (RFC 9112 9.6).
 _LINGER_BYTES: Final = 4 * 2**20
-_LINGER_SECONDS: Final = 5.0
-#: A client that has ended its side gets its answer within this time; most have just left.
-_HALF_CLOSED_SECONDS: Final = 10.0
 #: SO_LINGER on, with no time: closing is a reset.
 _RESET: Final = struct.pack("ii", 1, 0)
 #: While the gateway ends, who was told before that the connection stays may ask once more in this.
 _LAST_REQUEST_SECONDS: Final = 1.0
 _FOREVER: Final = float("inf")
+#: Nothing is known yet of how much the client has taken.
+_UNKNOWN: Final = -1
 _UNKNOWN_HOST: Final = (
     "this gateway has no API tokens, so it answers only under localhost, IP addresses and the "
     "hosts of GATEWAY_PUBLIC_URL and GATEWAY_PREVIEW_DOMAIN"
@@ -52,20 +51,21 @@ class ClientConnection(asyncio.Protocol):
     #: For mypyc: what a tunnel no longer has.
     __deletable__ = ("parser",)
     __slots__ = (
+        "_awaited",
         "_backlog",
         "_ended",
         "_head_due",
         "_keepalive_seconds",
         "_lingering",
         "_listener",
+        "_progress",
         "_reading_paused",
         "_receiving",
         "_thrown_away",
         "_tunnel",
         "_tunnel_of",
-        "_unsent",
-        "_writing_paused",
         "closing_soon",
+        "content_parts",
         "deadline",
         "exchange",
         "parser",
@@ -73,6 +73,7 @@ class ClientConnection(asyncio.Protocol):
         "peer_trusted",
         "plane",
         "transport",
+        "writing_paused",
     )
 
     def __init__(self, listener: Listener) -> None:
@@ -104,11 +105,14 @@ class ClientConnection(asyncio.Protocol):
         #: The content of the request under way (or of one answered early) is not complete.
         self._receiving = False
         self._reading_paused = False
-        self._writing_paused = False
+        self.writing_paused = False
         self._tunnel: TunnelSide | None = None
         self._tunnel_of: str | None = None
-        #: Bytes that had not been sent when the deadline passed last.
-        self._unsent = 0
+        #: Reads that held content of the request under way.
+        self.content_parts = 0
+        #: Whose move it was, and how far it had come, at the sweep that set the deadline.
+        self._awaited = deadlines.NOBODY
+        self._progress = _UNKNOWN
 
     # -- asyncio.Protocol ------------------------------------------------------------------------
 
@@ -148,7 +152,8 @@ class ClientConnection(asyncio.Protocol):
         exchange = self.exchange
         if exchange is None or exchange.head.upgrade or self._receiving:
             return False
-        self.deadline = self.plane.now() + _HALF_CLOSED_SECONDS
+        self._set_deadline(deadlines.HALF_CLOSED)
+        self._progress = 0
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -158,12 +163,12 @@ class ClientConnection(asyncio.Protocol):
         self._listener.gone(self)
 
     def pause_writing(self) -> None:
-        self._writing_paused = True
+        self.writing_paused = True
         if self.exchange is not None:
             self.exchange.client_paused()
 
     def resume_writing(self) -> None:
-        self._writing_paused = False
+        self.writing_paused = False
         if self.exchange is not None:
             self.exchange.client_resumed()
         elif not self.transport.is_closing():
@@ -194,7 +199,7 @@ class ClientConnection(asyncio.Protocol):
         while events and not self._lingering:
             event, exchange = events[0], self.exchange
             if type(event) is RequestHead:
-                if exchange is not None or self._writing_paused:
+                if exchange is not None or self.writing_paused:
                     break  # responses go out in order, and no faster than they are taken
                 events.popleft()
                 self._begin(event)
@@ -224,11 +229,13 @@ class ClientConnection(asyncio.Protocol):
         parts: list[bytes] = []
         while events and type(events[0]) is bytes:
             parts.append(events.popleft())
+        self.content_parts += 1
         if exchange is not None:
             exchange.request_content(parts)
 
     def _begin(self, head: RequestHead) -> None:
         self._receiving = True
+        self.content_parts = 0
         if not self._ended:
             self.deadline = _FOREVER
         if self.peer_trusted:
@@ -377,8 +384,7 @@ class ClientConnection(asyncio.Protocol):
         self.closing_soon = True
         self.parser.events.clear()
         self._backlog = b""
-        self.deadline = self.plane.now() + _LINGER_SECONDS
-        self._unsent = self.transport.get_write_buffer_size()
+        self._end_soon()
         if (self._receiving or self.parser.in_message) and not self._ended:
             # Closing with unread bytes would be a reset, which destroys the answer on its way.
             self._lingering = True
@@ -392,18 +398,27 @@ class ClientConnection(asyncio.Protocol):
         if self._thrown_away > _LINGER_BYTES:
             self.transport.close()
 
-    def expire(self) -> None:
-        """The deadline has passed: say so if a head is under way, and close."""
-        transport = self.transport
+    def _end_soon(self) -> None:
+        self._set_deadline(deadlines.LINGERING)
+        self._progress = _UNKNOWN
+
+    def _expire(self) -> None:
+        """The deadline has passed: say so to who can still be told, and close."""
+        transport, exchange = self.transport, self.exchange
         if self._lingering or transport.is_closing():
-            unsent = transport.get_write_buffer_size()
-            if 0 < unsent < self._unsent:
-                # The client takes it, slowly.
-                self._unsent = unsent
-                self.deadline = self.plane.now() + _LINGER_SECONDS
+            progress = tcp.progress(transport)
+            if transport.get_write_buffer_size() and progress != self._progress:
+                # It is all said, and the client takes it, slowly.
+                self._progress = progress
+                self._set_deadline(deadlines.CLIENT_TAKES)
             else:
                 transport.abort()
-        elif self.exchange is None and self.parser.in_message:
+        elif exchange is not None and not self._ended:
+            if self._awaited == deadlines.CLIENT_TAKES:
+                self._reset()
+            else:
+                exchange.time_out(self._awaited)
+        elif exchange is None and self.parser.in_message:
             self._receiving = self.closing_soon = True
             self.answer(
                 answers.problem(
@@ -430,8 +445,7 @@ class ClientConnection(asyncio.Protocol):
     def shut(self) -> None:
         """End the connection now, between two requests."""
         self.closing_soon = True
-        self._unsent = self.transport.get_write_buffer_size()
-        self.deadline = self.plane.now() + _LINGER_SECONDS
+        self._end_soon()
         self.transport.close()
 
     def abort(self) -> None:
@@ -442,11 +456,55 @@ class ClientConnection(asyncio.Protocol):
         exchange.cancel()
         if exchange.ends_with_connection:
             # Without framing only a reset tells the client (RFC 9112 8).
-            sock = self.transport.get_extra_info("socket")
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
-            self.transport.abort()
+            self._reset()
         else:
             self.shut()
+
+    def _reset(self) -> None:
+        sock = self.transport.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        self.transport.abort()
+
+    # -- once a second ---------------------------------------------------------------------------
+
+    def sweep(self, now: float) -> None:
+        """Once a second: notice who is gone or has stopped, and act on the deadline.
+
+        A request sets no timer: whose move it is, and whether anything has moved, is asked here.
+        """
+        if self._reading_paused and tcp.is_dead(self.transport):
+            self.transport.abort()
+            return
+        exchange = self.exchange
+        if exchange is not None and not self.transport.is_closing():
+            if self.writing_paused and exchange.notices_death():
+                return
+            self._watch_exchange(exchange)
+        if self.deadline < now:
+            self._expire()
+
+    def _watch_exchange(self, exchange: Exchange) -> None:
+        if self._ended:
+            awaited = deadlines.HALF_CLOSED
+            progress = tcp.progress(self.transport) if exchange.answered else 0
+        else:
+            awaited, progress = exchange.awaited()
+        if (
+            awaited != self._awaited
+            or progress != self._progress
+            or self.deadline == _FOREVER  # another exchange than last time
+        ):
+            self._progress = progress
+            self._set_deadline(awaited)
+
+    def _set_deadline(self, awaited: int) -> None:
+        self._awaited = awaited
+        self.deadline = self.plane.now() + self.plane.limits.seconds[awaited]
+
+    def put_off_deadline(self) -> None:
+        """Something has moved that the sweep cannot see."""
+        if not self._ended:
+            self.deadline = _FOREVER
 
     # -- flow ------------------------------------------------------------------------------------
 
@@ -469,7 +527,7 @@ class ClientConnection(asyncio.Protocol):
                 or bool(self.parser.tail)
             )
         else:
-            pause = self._writing_paused
+            pause = self.writing_paused
         if pause is self._reading_paused or self.transport.is_closing():
             return
         self._reading_paused = pause

@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.errors import GatewayError
-from gateway.proxy import answers, heads, http1, tunnel
+from gateway.proxy import answers, deadlines, heads, http1, tcp, tunnel
 from gateway.proxy.http1 import END, Malformed, RequestHead, ResponseHead
 from gateway.proxy.upstream import Pool, UpstreamConnection, UpstreamUnreachable
 from gateway.session import ENDED, PENDING, SessionId, State
@@ -28,14 +28,6 @@ log: Final = logging.getLogger(__name__)
 
 #: RFC 9110 9.2.2; only these are ever sent a second time, and only without content.
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
-
-
-class UpgradeTimeout(GatewayError):
-    """The dev server did not answer an upgrade request."""
-
-    status = 504
-    code = "upgrade_timeout"
-    title = "Upgrade not answered"
 
 
 class BadUpstreamResponse(GatewayError):
@@ -59,7 +51,6 @@ class Exchange:
         "_request_complete",
         "_response",
         "_task",
-        "_timer",
         "_upstream",
         "answered",
         "authorized",
@@ -88,7 +79,6 @@ class Exchange:
         #: Only a new connection will do: a pooled one was stale.
         self._fresh = False
         self._task: asyncio.Task[None] | None = None
-        self._timer: asyncio.TimerHandle | None = None
         self._response: ResponseHead | None = None
         self._request_complete = False
         self._chunked = False
@@ -152,10 +142,6 @@ class Exchange:
     def _send(self, upstream: UpstreamConnection) -> None:
         self._upstream = upstream
         upstream.send(self, self._out, self.head.method)
-        if self.head.upgrade:
-            self._timer = asyncio.get_running_loop().call_later(
-                self.plane.settings.upgrade_timeout_seconds, self._upgrade_timed_out
-            )
         if self._early:
             early, self._early = self._early, b""
             upstream.transport.write(early)
@@ -331,6 +317,7 @@ class Exchange:
         head = self.head
         self.plane.profile.put_right(response, self.place, head, self._pool)
         if response.status < 200:
+            self.client.put_off_deadline()
             # RFC 9110 15.2: interim responses are passed on, but never to a HTTP/1.0 client.
             if not head.http10:
                 out.append(
@@ -340,7 +327,6 @@ class Exchange:
                 )
             return
         self._response = response
-        self._stop_timer()
         self.answered = True
         # The rest of an unfinished upload is not worth its bytes: the connection ends instead.
         self._keep_alive = (
@@ -432,15 +418,45 @@ class Exchange:
         self._drop_upstream()
 
     def _drop_upstream(self) -> None:
-        self._stop_timer()
         upstream, self._upstream = self._upstream, None
         if upstream is not None:
             upstream.close()
 
-    def _stop_timer(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+    # -- once a second ---------------------------------------------------------------------------
+
+    def awaited(self) -> tuple[int, int]:
+        """Whose move it is (see ``deadlines``), and a number that changes as that moves on."""
+        client, upstream, head = self.client, self._upstream, self.head
+        if upstream is None:
+            return deadlines.NOBODY, 0  # what the task waits for has limits of its own
+        if self.answered:
+            if client.writing_paused:
+                return deadlines.CLIENT_TAKES, tcp.progress(client.transport)
+            return deadlines.NOBODY, 0
+        if head.upgrade:
+            return deadlines.UPGRADE, 0
+        if not (self._request_complete or self.upstream_blocked):
+            if b"expect" not in head.special or client.content_parts:
+                return deadlines.CLIENT_SENDS, client.content_parts
+        elif head.special.get(b"accept") == b"text/event-stream":
+            # Some servers send the head with the first event, whenever that is.
+            return deadlines.NOBODY, 0
+        return deadlines.UPSTREAM, tcp.progress(upstream.transport)
+
+    def time_out(self, awaited: int) -> None:
+        """Answer after the deadline of who was to move."""
+        pool = self._pool
+        name = pool.name if pool is not None else ""
+        self.fail(self.plane.limits.error(awaited, name))
+
+    def notices_death(self) -> bool:
+        """Whether the dev server died while, for the client's sake, nobody read from it."""
+        upstream = self._upstream
+        if upstream is None or not tcp.is_dead(upstream.transport):
+            return False
+        upstream.close()
+        self.upstream_lost(ConnectionResetError("connection reset"))
+        return True
 
     # -- upgrades --------------------------------------------------------------------------------
 
@@ -452,7 +468,6 @@ class Exchange:
             self._write(out)
             self._broken(Malformed(502, problem))
             return
-        self._stop_timer()
         self._upstream = None
         self.plane.profile.put_right(response, self.place, self.head, self._pool)
         special = self.head.special
@@ -490,15 +505,6 @@ class Exchange:
             if response.special.get(b"sec-websocket-accept", b"") != http1.accept_key(key):
                 return "wrong Sec-WebSocket-Accept"
         return ""
-
-    def _upgrade_timed_out(self) -> None:
-        seconds = self.plane.settings.upgrade_timeout_seconds
-        self.fail(
-            UpgradeTimeout(
-                f"the dev server did not answer the upgrade within {seconds:g} s: check the "
-                "socket's path and subprotocol"
-            )
-        )
 
     def fail(self, exc: GatewayError) -> None:
         """Answer with an error: a page for a person, problem+json for a program."""

@@ -139,8 +139,7 @@ class Listener:
             now = self.plane.now()
             self.plane.routes.alive(now)
             for connection in tuple(self.connections):
-                if connection.deadline < now:
-                    connection.expire()
+                connection.sweep(now)
             self.sweep_tunnels()
             self.plane.sweep_pools()
 

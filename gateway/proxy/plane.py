@@ -9,6 +9,7 @@ from typing import Final, cast
 from urllib.parse import urlsplit
 
 from gateway.proxy.access import Access
+from gateway.proxy.deadlines import Limits
 from gateway.proxy.forwarded import Forwarding
 from gateway.proxy.place import Places
 from gateway.proxy.profile import LocalProfile, Profile, PublicProfile
@@ -59,6 +60,7 @@ class DataPlane:
             if settings.header_profile == "public"
             else LocalProfile(self.access)
         )
+        self.limits = Limits(settings)
         self.replica_field = f"X-Preview-Replica: {settings.replica}\r\n".encode()
         #: The pools that have connections.
         self.pools: set[Pool] = set()

@@ -12,13 +12,15 @@ import fcntl
 import socket
 import struct
 import termios
-from typing import Any, Final
+from typing import Any, Final, cast
 
 #: Linux only (``struct tcp_info`` of linux/tcp.h); the module is imported on other systems too.
 _TCP_INFO: Final = getattr(socket, "TCP_INFO", None)
 _CLOSE: Final = 7
 #: The first bytes of ``struct tcp_info``: state, congestion state, retransmissions, probes.
 _HEAD: Final = struct.Struct("=BBBB")
+#: Far behind: bytes that the peer has acknowledged (since Linux 4.1).
+_ACKNOWLEDGED: Final = struct.Struct("=120xQ")
 _QUEUED: Final = struct.Struct("=i")
 
 #: A silent connection is probed after this time, ...
@@ -56,6 +58,22 @@ def is_delivering(transport: asyncio.BaseTransport) -> bool:
     fileno = transport.get_extra_info("socket").fileno()
     queued = fcntl.ioctl(fileno, termios.TIOCOUTQ, bytes(_QUEUED.size))
     return bool(_QUEUED.unpack(queued)[0])
+
+
+def progress(transport: asyncio.BaseTransport) -> int:
+    """A number that changes as the peer takes what was written; it says nothing by itself.
+
+    It is what the peer's kernel has acknowledged: the transport's buffer does not shrink for
+    minutes while a slow peer empties the kernel's. Where that is not known the buffer must do.
+    """
+    sock = transport.get_extra_info("socket")
+    if _TCP_INFO is not None and sock is not None:
+        try:
+            known = sock.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _ACKNOWLEDGED.size)
+            return int(_ACKNOWLEDGED.unpack(known)[0])
+        except (OSError, struct.error):  # no TCP, or closed meanwhile
+            pass
+    return cast("asyncio.WriteTransport", transport).get_write_buffer_size()
 
 
 def probe(sock: Any) -> None:

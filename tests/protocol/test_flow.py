@@ -14,7 +14,16 @@ import psutil
 import pytest
 
 from tests.protocol.conftest import Start
-from tests.protocol.harness import ACCEPTED, BASE, Client, Gateway, Peer, eventually, never
+from tests.protocol.harness import (
+    ACCEPTED,
+    BASE,
+    Client,
+    Gateway,
+    Peer,
+    eventually,
+    never,
+    put_clock_on,
+)
 
 OK = b"HTTP/1.1 200 OK\r\n"
 HELLO = OK + b"Content-Length: 5\r\n\r\nhello"
@@ -66,12 +75,6 @@ async def digest_of(parts: AsyncIterator[bytes]) -> str:
     async for part in parts:
         digest.update(part)
     return digest.hexdigest()
-
-
-def put_clock_on(gateway: Gateway, seconds: float) -> None:
-    """Let the data plane's clock jump; its next sweep, within a second, sees what is over."""
-    now = gateway.plane.now
-    gateway.plane.now = lambda: now() + seconds
 
 
 def grown(before: int) -> int:
@@ -374,11 +377,13 @@ async def test_a_client_that_does_not_take_its_last_answer_is_cut(gateway: Gatew
     client, peer = await asked(gateway, b"Connection: close")
     (connection,) = gateway.listener.connections
     client.pause()
-    peer.send(OK + b"\r\n")
-    await gateway.fill(peer)
+    peer.send(OK + b"\r\n" + b"x" * 5_000_000)
+    await eventually(lambda: connection.writing_paused)
     peer.reset()
-    await eventually(lambda: connection.deadline < math.inf)
+    await eventually(lambda: connection.closing_soon)
     put_clock_on(gateway, 6)
+    await eventually(lambda: connection.deadline > gateway.plane.now() + 50)
+    put_clock_on(gateway, 61)
     await eventually(lambda: not gateway.listener.connections)
 
 
