@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ STATIC: Final[dict[str, Any]] = {
     "command": ["node", "server.cjs"],
 }
 _READINESS_SECONDS: Final = 0.1
+_LOOK_SECONDS: Final = 0.1
 #: How long another replica may route by what it was told before.
 _PUSH_SECONDS: Final = 0.5
 
@@ -44,6 +45,24 @@ def dev_servers(session_id: str) -> dict[str, psutil.Process]:
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
     return found
+
+
+async def until(condition: Callable[[], Awaitable[bool]], *, seconds: float) -> None:
+    """Wait for something that only looking tells: another process's state."""
+    async with asyncio.timeout(seconds):
+        while True:
+            if await condition():
+                return
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def until_one_runs(sessions: Sequence[str], *, seconds: float) -> None:
+    """Wait until each session has exactly one dev server: nothing is left of former ones."""
+
+    async def one_each() -> bool:
+        return all(len(dev_servers(session)) == 1 for session in sessions)
+
+    await until(one_each, seconds=seconds)
 
 
 class Fleet:

@@ -1,0 +1,193 @@
+"""Faults 26 to 28 of the reference: replicas that die, stand still, or are slow."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+
+from tests.e2e.conftest import Store
+from tests.e2e.fleet import STATIC, Fleet, Load, dev_servers, run_fleet, until, until_one_runs
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(240)]
+
+LEASE_SECONDS = 4.0
+
+
+@pytest.fixture
+async def fleet(
+    store: Store, data_dir: Path, http: aiohttp.ClientSession, request: pytest.FixtureRequest
+) -> AsyncIterator[Fleet]:
+    """Three replicas; a test may choose the lease (0: the default)."""
+    lease = getattr(request, "param", LEASE_SECONDS)
+    settings = {"GATEWAY_REDIS_URL": store.url}
+    if lease:
+        settings["GATEWAY_LEASE_SECONDS"] = str(lease)
+    async with run_fleet(http, data_dir, settings, count=3) as fleet:
+        yield fleet
+
+
+async def owners(fleet: Fleet, sessions: list[str]) -> Counter[str]:
+    """How many of the sessions each replica runs, by those that are ready."""
+    found: Counter[str] = Counter()
+    api = fleet.api(fleet.ready[0])
+    for session_id in sessions:
+        _, session = await api.call("GET", f"/api/v1/sessions/{session_id}")
+        if session["state"] == "ready":
+            found[session["owner"]] += 1
+    return found
+
+
+@pytest.mark.parametrize("fleet", [0], indirect=True, ids=["default lease"])
+async def test_fault_26_a_killed_replica_costs_nothing_but_what_it_had_under_way(
+    fleet: Fleet,
+) -> None:
+    victim, *survivors = fleet.replicas
+    sessions = [(await fleet.api(victim).create(STATIC, ready=True))["id"] for _ in range(10)]
+    others = [(await fleet.api(survivors[0]).create(STATIC, ready=True))["id"] for _ in range(2)]
+    load = Load(fleet, [*sessions, *others])
+    async with load.running():
+        await asyncio.sleep(1)
+        fleet.ready.remove(victim)
+        under_way = load.width
+        killed_at = time.monotonic()
+        # A lost node takes its dev servers with it.
+        doomed = [process for name in sessions for process in dev_servers(name).values()]
+        victim.kill(signal.SIGKILL)
+        for process in doomed:
+            process.kill()
+        await victim.exited()
+
+        async def all_back() -> bool:
+            twice = all(len(load.seen.get(name, ())) > 1 for name in sessions)
+            return twice and (await owners(fleet, sessions)).total() == len(sessions)
+
+        await until(all_back, seconds=40)
+        back = time.monotonic() - killed_at
+        await asyncio.sleep(1)
+    taken = await owners(fleet, sessions)
+    sys.stdout.write(
+        f"{load.asked} requests, {len(load.failures)} failed of {under_way} under way; "
+        f"0 of {len(sessions)} sessions lost, back after {back:.1f} s, by {dict(taken)}\n"
+    )
+    assert len(load.failures) <= under_way, load.failures[:10]
+    assert not [failure for failure in load.failures if " 404 " in failure]
+    assert taken.total() == len(sessions)
+    assert {owner.rpartition("-")[2] for owner in taken} == {
+        replica.url.rpartition(":")[2] for replica in survivors
+    }, "each survivor took its part"
+    assert back < 20 + 5, "a lease and a start, and something for a busy machine"
+    await until_one_runs([*sessions, *others], seconds=20)
+
+
+async def ticks(http: aiohttp.ClientSession, url: str, seen: list[tuple[float, str]]) -> None:
+    """Read an endless response, and when each part of it came."""
+    try:
+        async with http.get(url) as response:
+            while chunk := await response.content.readany():
+                seen.append((time.monotonic(), chunk.decode()))
+    except aiohttp.ClientError:
+        return
+
+
+async def get(http: aiohttp.ClientSession, url: str) -> tuple[int, str]:
+    async with http.get(url) as response:
+        return response.status, await response.text()
+
+
+async def test_fault_27_a_frozen_owner_serves_nothing_of_its_old_dev_server_when_it_wakes(
+    fleet: Fleet, http: aiohttp.ClientSession
+) -> None:
+    frozen, other, _ = fleet.replicas
+    created = await fleet.api(frozen).create(STATIC, ready=True)
+    session_id = created["id"]
+    path = f"/preview/{session_id}/"
+    status, first = await get(http, frozen.url + path)
+    assert status == 200
+    seen: list[tuple[float, str]] = []
+    stream = asyncio.create_task(ticks(http, f"{frozen.url}{path}tick", seen), name="stream")
+
+    async def streams() -> bool:
+        return bool(seen)
+
+    await until(streams, seconds=10)
+    fleet.ready.remove(frozen)
+    frozen.kill(signal.SIGSTOP)
+    held = asyncio.create_task(get(http, frozen.url + path), name="request meanwhile")
+    try:
+        # Its dev server runs on and answers until others take over: then nobody asks it.
+        async def taken_over() -> bool:
+            return await get(http, other.url + path) != (200, first)
+
+        await until(taken_over, seconds=30)
+        status, second = await get(http, other.url + path)
+        assert status == 200
+        assert second > first
+        assert set(dev_servers(session_id)) == {first, second}
+    finally:
+        woken_at = time.monotonic()
+        frozen.kill(signal.SIGCONT)
+    answers: Counter[Any] = Counter([await held])
+    for _ in range(50):
+        answers[await get(http, frozen.url + path)] += 1
+    await until_one_runs([session_id], seconds=20)
+    gone_after = time.monotonic() - woken_at
+    await asyncio.wait_for(stream, 10)
+    late = [when for when, _ in seen if when > woken_at + 0.05]
+    sys.stdout.write(
+        f"woken owner: {dict(answers)}; the old dev server was gone after {gone_after:.2f} s; "
+        f"{len(late)} parts of its old stream came after that\n"
+    )
+    assert set(answers) == {(200, second)}
+    assert set(dev_servers(session_id)) == {second}
+    assert late == []
+
+
+async def test_fault_28_a_stall_shorter_than_the_lease_starts_nothing_twice(
+    fleet: Fleet, http: aiohttp.ClientSession
+) -> None:
+    stalled, other, _ = fleet.replicas
+    session = await fleet.api(stalled).create(STATIC, ready=True)
+    path = f"/preview/{session['id']}/"
+    before = dev_servers(session["id"])
+    # Two thirds of it are what a replica is sure to have left at any moment.
+    stalled.kill(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(LEASE_SECONDS * 0.6)
+        assert await get(http, other.url + path) == (200, next(iter(before)))
+    finally:
+        stalled.kill(signal.SIGCONT)
+    await asyncio.sleep(LEASE_SECONDS)
+    assert dev_servers(session["id"]) == before
+    for replica in (stalled, other):
+        assert await get(http, replica.url + path) == (200, next(iter(before)))
+
+
+@pytest.mark.parametrize("fleet", [2.0], indirect=True, ids=["lease of 2 s"])
+async def test_fault_28_a_stall_of_5_s_longer_than_the_lease_leaves_one_dev_server(
+    fleet: Fleet, http: aiohttp.ClientSession
+) -> None:
+    stalled, other, _ = fleet.replicas
+    sessions = [(await fleet.api(stalled).create(STATIC, ready=True))["id"] for _ in range(4)]
+    stalled.kill(signal.SIGSTOP)
+    try:
+        await asyncio.sleep(5)
+    finally:
+        stalled.kill(signal.SIGCONT)
+    for session_id in sessions:
+        path = f"/preview/{session_id}/"
+        answers = {await get(http, replica.url + path) for replica in fleet.replicas}
+        assert len(answers) == 1, answers
+        assert {status for status, _ in answers} == {200}
+    await until_one_runs(sessions, seconds=20)
+    for session_id in sessions:
+        running = next(iter(dev_servers(session_id)))
+        assert await get(http, f"{other.url}/preview/{session_id}/") == (200, running)
