@@ -511,13 +511,14 @@ class RequestParser(_MessageParser):
 class ResponseParser(_MessageParser):
     """The responses of one upstream connection."""
 
-    __slots__ = ("_bodyless", "_reason", "_skipping")
+    __slots__ = ("_bodyless", "_reason", "_skipped")
 
     _names = RESPONSE_NAMES
 
     def __init__(self, *, max_head: int) -> None:
         self._bodyless = False
-        self._skipping = False
+        #: The last head, if llhttp waits for content behind it that there is none of.
+        self._skipped: ResponseHead | None = None
         super().__init__(max_head=max_head)
 
     def expect(self, method: bytes) -> None:
@@ -540,11 +541,10 @@ class ResponseParser(_MessageParser):
 
     def _parse(self, data: bytes) -> bytes:
         rest = super()._parse(data)
-        if self._skipping:
-            # llhttp waits for the content that an answer to HEAD announces and never has.
-            self._skipping = False
+        skipped, self._skipped = self._skipped, None
+        if skipped is not None:
             self._llhttp = None
-            if rest and not self._done:
+            if rest and skipped.status >= 200 and not self._done:
                 self._fail(Malformed(502, "content in an answer to HEAD"))
                 return b""
         return rest
@@ -555,9 +555,17 @@ class ResponseParser(_MessageParser):
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         head = self._head
-        if self._bodyless and isinstance(head, ResponseHead) and head.content_length != 0:
-            self._skipping = True
+        # An answer to HEAD announces content and has none, and no interim response has any
+        # (RFC 9112 6.3); of these llhttp knows 100 to 103.
+        if isinstance(head, ResponseHead) and (
+            (self._bodyless and head.content_length != 0) or 103 < head.status < 200
+        ):
+            self._skipped = head
             self._end()
+
+    def on_message_complete(self) -> None:
+        if self._skipped is None:
+            super().on_message_complete()
 
     def _begin(self) -> None:
         super()._begin()

@@ -414,6 +414,18 @@ def test_an_interim_response_comes_before_the_final_one() -> None:
     assert [event.status for event in events if isinstance(event, ResponseHead)] == [103, 103, 200]
 
 
+@pytest.mark.parametrize("status", [100, 102, 103, 104, 150, 199])
+@pytest.mark.parametrize("line", [b"X: y", b"Content-Length: 3", b"Transfer-Encoding: chunked"])
+@pytest.mark.parametrize("to", [b"GET", b"HEAD"])
+def test_no_interim_response_has_content(status: int, line: bytes, to: bytes) -> None:
+    early = response(line, start=b"HTTP/1.1 %d Early" % status)
+    data = early + response(b"Content-Length: 0")
+    for events in (responses(data, to=to), responses(*map(bytes, zip(data)), to=to)):
+        assert [e.status for e in events if isinstance(e, ResponseHead)] == [status, 200]
+        assert len(events) == 4
+    assert refusal(responses(early + b"3\r\nabc\r\n0\r\n\r\n", to=to)) == 400
+
+
 @pytest.mark.parametrize(
     "lines", [(b"Content-Length: 3",), (b"Transfer-Encoding: chunked",), ()], ids=str
 )
