@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import asyncio
 
-from tests.protocol import test_flow, test_malformed, test_requests, test_responses, test_upgrades
+from tests.protocol import (
+    test_drain,
+    test_flow,
+    test_malformed,
+    test_requests,
+    test_responses,
+    test_tunnels,
+    test_upgrades,
+)
 
 
 async def test_the_loop_is_the_plain_one() -> None:
@@ -22,13 +30,17 @@ test_old_truncated = test_responses.test_an_old_client_notices_a_truncated_respo
 test_gone = test_responses.test_nothing_is_left_of_a_client_that_goes
 test_half_closed_client = test_responses.test_a_client_that_ended_its_side_gets_its_answers
 test_tunnel = test_upgrades.test_bytes_flow_both_ways
-test_early_bytes = test_upgrades.test_bytes_behind_the_heads_are_the_first_of_the_tunnel
+test_early_bytes = test_upgrades.test_fault_9_nothing_raw_reaches_the_dev_server_before_its_101
 test_half_close = test_upgrades.test_an_end_of_stream_is_passed_on
-test_death = test_upgrades.test_the_death_of_one_side_closes_the_other
-test_deaf_side = test_upgrades.test_a_side_that_takes_nothing_does_not_keep_the_tunnel
+test_death = test_upgrades.test_fault_14_the_death_of_one_side_closes_the_other
+test_deaf_side = test_upgrades.test_fault_14_a_side_that_takes_nothing_does_not_keep_the_tunnel
 test_unanswered = test_upgrades.test_an_unanswered_upgrade_times_out_and_ends_without_a_reset
 test_pipeline = test_malformed.test_fault_8_what_waits_is_bounded
 test_slow_reader = test_flow.test_a_slow_reader_holds_the_dev_server_back
 test_slow_upload = test_flow.test_a_slow_dev_server_holds_the_upload_back
-test_drain = test_flow.test_a_drain_lets_requests_finish_and_closes_what_is_idle
+test_unread_reset = test_tunnels.test_fault_14_a_reset_is_noticed_while_nobody_reads
+test_ping = test_tunnels.test_both_sides_of_a_quiet_socket_get_a_ping
+test_lost_client = test_tunnels.test_a_client_that_answers_no_ping_is_gone
+test_grace = test_drain.test_who_is_connected_is_told_to_leave_by_the_next_answer
+test_drained = test_flow.test_a_drain_lets_requests_finish_and_closes_what_is_idle
 test_drained_tunnel = test_flow.test_a_drain_cuts_tunnels_without_a_close_frame

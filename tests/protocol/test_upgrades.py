@@ -1,4 +1,7 @@
-"""Upgrades: a tunnel after a valid 101 and never before, byte for byte both ways."""
+"""Upgrades: a tunnel after a valid 101 and never before, byte for byte both ways.
+
+The numbers are those of the faults in the reliability notes: bad WS, 9 to 14.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +91,7 @@ async def test_bytes_flow_both_ways(gateway: Gateway) -> None:
     assert gateway.plane.stats.tunnels == 1
 
 
-async def test_bytes_behind_the_heads_are_the_first_of_the_tunnel(gateway: Gateway) -> None:
+async def test_fault_9_nothing_raw_reaches_the_dev_server_before_its_101(gateway: Gateway) -> None:
     dev = await gateway.preview()
     client = await gateway.client()
     request = b"\r\n".join((b"GET " + BASE + b" HTTP/1.1", b"Host: localhost", *HANDSHAKE))
@@ -112,14 +115,17 @@ async def test_a_client_that_does_not_wait_is_held_back(gateway: Gateway) -> Non
     assert await peer.exactly(len(content)) == content
 
 
-async def test_an_end_of_stream_is_passed_on(gateway: Gateway) -> None:
+@pytest.mark.parametrize("first", ["client", "dev server"])
+async def test_an_end_of_stream_is_passed_on(gateway: Gateway, first: str) -> None:
     client, peer = await tunnelled(gateway)
-    client.end()
-    assert await peer.rest() == b""
-    peer.send(b"still there")
-    assert await client.exactly(11) == b"still there"
-    peer.end()
-    assert await client.rest() == b""
+    ends, left = (client, peer) if first == "client" else (peer, client)
+    ends.send(b"last words")
+    ends.end()
+    assert await left.rest() == b"last words"
+    left.send(b"still there")
+    assert await ends.exactly(11) == b"still there"
+    left.end()
+    assert await ends.rest() == b""
     await eventually(lambda: not gateway.listener.tunnels)
 
 
@@ -136,7 +142,7 @@ async def test_a_half_closed_tunnel_does_not_stay(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("dies", ["client", "dev server"])
-async def test_the_death_of_one_side_closes_the_other(gateway: Gateway, dies: str) -> None:
+async def test_fault_14_the_death_of_one_side_closes_the_other(gateway: Gateway, dies: str) -> None:
     client, peer = await tunnelled(gateway)
     dead, left = (client, peer) if dies == "client" else (peer, client)
     dead.reset()
@@ -145,7 +151,7 @@ async def test_the_death_of_one_side_closes_the_other(gateway: Gateway, dies: st
 
 
 @pytest.mark.parametrize("dies", ["client", "dev server"])
-async def test_a_side_that_takes_nothing_does_not_keep_the_tunnel(
+async def test_fault_14_a_side_that_takes_nothing_does_not_keep_the_tunnel(
     gateway: Gateway, dies: str
 ) -> None:
     client, peer = await tunnelled(gateway)
@@ -191,14 +197,24 @@ async def test_tunnels_give_back_their_place(start: Start) -> None:
 # -- refused, wrong and missing answers ----------------------------------------------------------
 
 
-async def test_a_refused_upgrade_is_passed_on_and_ends_the_connection(gateway: Gateway) -> None:
-    """What Vite answers where ``?token=`` is missing."""
+@pytest.mark.parametrize(
+    "status", [b"200 OK", b"400 Bad Request", b"401 Unauthorized", b"503 Starting"]
+)
+async def test_fault_9_a_refused_upgrade_is_passed_on_and_ends_the_connection(
+    gateway: Gateway, status: bytes
+) -> None:
+    """400 is what Vite answers where ``?token=`` is missing; 200, what knows no upgrade."""
     client, peer = await asked(gateway, rest=b"")
     client.send(b"GET " + BASE + b"secret HTTP/1.1\r\nHost: localhost\r\n\r\n")
-    peer.send(b"HTTP/1.1 400 Bad Request\r\nConnection: close\r\nContent-Length: 11\r\n\r\n")
+    peer.send(b"HTTP/1.1 %s\r\nX-Why: because\r\nContent-Length: 11\r\n\r\n" % status)
     peer.send(b"Bad Request")
     response = await client.response()
-    assert (response.status, response.body, response.closes) == (400, b"Bad Request", True)
+    assert (response.status, response.body, response.closes) == (
+        int(status[:3]),
+        b"Bad Request",
+        True,
+    )
+    assert response.fields["x-why"] == "because"
     # What the client had sent behind its head never reaches the dev server.
     assert await peer.rest() == b""
     assert await client.rest() == b""
@@ -215,7 +231,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("answer", WRONG.values(), ids=WRONG.keys())
-async def test_a_wrong_101_becomes_502(gateway: Gateway, answer: bytes) -> None:
+async def test_fault_12_a_wrong_101_becomes_502(gateway: Gateway, answer: bytes) -> None:
     client, peer = await asked(gateway)
     peer.send(answer)
     response = await client.response()
@@ -223,8 +239,22 @@ async def test_a_wrong_101_becomes_502(gateway: Gateway, answer: bytes) -> None:
     assert await peer.rest() == b""
 
 
+async def test_fault_12_a_101_that_nobody_asked_for_becomes_502(gateway: Gateway) -> None:
+    dev = await gateway.preview()
+    client = await gateway.client()
+    client.get()
+    client.send(b"raw")
+    peer = await dev.accept()
+    await peer.head()
+    peer.send(ACCEPTED + b"smuggled")
+    response = await client.response()
+    assert response.status == 502
+    assert b"smuggled" not in response.body
+    assert await peer.rest() == b""  # nor did anything raw go the other way
+
+
 @pytest.mark.parametrize("fields", [(b"Content-Length: 5",), (b"Transfer-Encoding: chunked",)])
-async def test_an_upgrade_with_content_is_refused(
+async def test_fault_10_an_upgrade_with_content_is_refused(
     gateway: Gateway, fields: tuple[bytes, ...]
 ) -> None:
     dev = await gateway.preview()
@@ -246,7 +276,7 @@ async def test_an_upgrade_with_content_is_refused(
         (b"GET", b"POST"),
     ],
 )
-async def test_a_handshake_that_is_none_is_refused(
+async def test_fault_11_a_handshake_that_is_none_is_refused(
     gateway: Gateway, old: bytes, new: bytes
 ) -> None:
     dev = await gateway.preview()
@@ -359,7 +389,7 @@ async def test_a_word_that_only_contains_upgrade_is_none(gateway: Gateway) -> No
     "origin", [b"http://evil.example", b"null", b"http://localhost:1", b"http://localhost.evil"]
 )
 @pytest.mark.parametrize("kind", ["upgrade", "post"])
-async def test_a_foreign_page_is_refused_before_dialling(
+async def test_fault_13_a_foreign_page_is_refused_before_dialling(
     gateway: Gateway, origin: bytes, kind: str
 ) -> None:
     dev = await gateway.preview()
@@ -380,7 +410,7 @@ async def test_a_foreign_page_may_be_allowed(start: Start) -> None:
     assert (await client.response_head()).status == 101
 
 
-async def test_a_private_socket_needs_a_token(start: Start) -> None:
+async def test_fault_13_a_private_socket_needs_a_token(start: Start) -> None:
     gateway = await start(api_tokens=[TOKEN])
     dev = await gateway.preview(public=False)
     client = await gateway.client()
