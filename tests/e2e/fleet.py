@@ -17,9 +17,11 @@ import psutil
 from tests.e2e.replicas import Api, ReplicaProcess
 
 #: Says which generation of which session it is, to every request, and keeps saying it to ``/tick``.
+#: A POST takes its time, and nobody may send it twice.
 SERVER: Final = """
 const http = require('http'), who = process.env.PREVIEW_SESSION;
 http.createServer((request, response) => {
+  if (request.method === 'POST') return setTimeout(() => response.end(who), 300);
   if (!request.url.endsWith('/tick')) return response.end(who);
   setInterval(() => response.write(who + '\\n'), 50);
 }).listen(process.env.PORT, process.env.HOST);
@@ -170,9 +172,10 @@ class Load:
             default=0,
         )
         self.asked += 1
+        method = "POST" if self.asked % 5 == 0 else "GET"
         url = f"{replica.url}/preview/{session_id}/"
         try:
-            async with self.fleet.http.get(url) as response:
+            async with self.fleet.http.request(method, url) as response:
                 text = await response.text()
                 problem = "" if response.status == 200 else f"{response.status} {text[:200]}"
         except aiohttp.ClientError as exc:
@@ -186,4 +189,4 @@ class Load:
             elif all(number != int(generation) for _, number in self.seen.get(name, ())):
                 self.seen.setdefault(name, []).append((time.monotonic(), int(generation)))
         if problem:
-            self.failures.append(f"{replica.host} after {took:.2f} s: {problem}")
+            self.failures.append(f"{method} {replica.host} after {took:.2f} s: {problem}")
