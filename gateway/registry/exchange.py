@@ -9,7 +9,7 @@ from typing import Any, Final
 from redis import exceptions
 from redis.asyncio.connection import AbstractConnection
 
-from gateway.registry.node import Argument, Command, Node
+from gateway.registry.node import Argument, Command, Node, abandon
 from gateway.registry.scripts import Script
 from gateway.registry.topology import Topology
 
@@ -106,7 +106,7 @@ class Exchange:
         answers: list[Any] = []
         for _ in range(count):
             try:
-                answers.append(await connection.read_response())
+                answers.append(await connection.read_response(disconnect_on_error=False))
             except exceptions.ResponseError as exc:
                 answers.append(exc)
         return answers
@@ -116,7 +116,7 @@ class Exchange:
         held, self._held = self._held, {}
         for node, connection in held.items():
             if broken:
-                await connection.disconnect(nowait=True)
+                await abandon(connection)
             await node.release(connection)
 
 

@@ -21,6 +21,17 @@ Command = Sequence[Argument]
 OnConnect = Callable[[AbstractConnection], Awaitable[None]]
 
 
+async def abandon(connection: AbstractConnection) -> None:
+    """Close a connection at once, whatever is under way in it.
+
+    redis-py's own disconnect leaves a TLS connection open until the peer has answered its end, so
+    answers are read with ``disconnect_on_error=False``.
+    """
+    if connection._writer is not None:
+        connection._writer.transport.abort()
+    await connection.disconnect(nowait=True)
+
+
 class Node:
     """A server. Its connections answer in bytes, in the form of RESP2, and repeat nothing."""
 
@@ -71,15 +82,15 @@ class Node:
         await self._pool.release(connection)
 
     async def dial(self) -> AbstractConnection:
-        """A connection outside of the pool, once the server answers; the caller disconnects it."""
+        """A connection outside of the pool, once the server answers; the caller abandons it."""
         connection: AbstractConnection = self._pool.make_connection()  # type: ignore[no-untyped-call]
         try:
             await connection.connect()  # type: ignore[no-untyped-call]
             # A server that loads its data would subscribe, but knows nothing yet.
             await connection.send_command("PING")
-            await connection.read_response()
+            await connection.read_response(disconnect_on_error=False)
         except BaseException:
-            await connection.disconnect(nowait=True)
+            await abandon(connection)
             raise
         return connection
 
@@ -91,10 +102,10 @@ class Node:
             try:
                 await connection.send_packed_command(connection.pack_commands(commands))
                 for _ in commands:
-                    answers.append(await connection.read_response())  # noqa: PERF401
+                    answers.append(await connection.read_response(disconnect_on_error=False))  # noqa: PERF401
             except BaseException:
                 # An answer may still be under way: it must not reach the next caller.
-                await connection.disconnect(nowait=True)
+                await abandon(connection)
                 raise
             finally:
                 await self.release(connection)

@@ -29,6 +29,7 @@ from redis.exceptions import RedisError
 from gateway.errors import GatewayError, RegistryUnavailable
 from gateway.registry.base import Subscriber
 from gateway.registry.keys import CHANGES, ECHOES
+from gateway.registry.node import abandon
 from gateway.registry.records import decode_route
 from gateway.registry.redis_client import RedisClient
 from gateway.registry.redis_errors import explain
@@ -38,6 +39,7 @@ _log = logging.getLogger(__name__)
 _FIRST_PAUSE_SECONDS: Final = 0.05
 _LONGEST_PAUSE_SECONDS: Final = 2.0
 _PING_SECONDS: Final = 5.0
+_CANCEL_SECONDS: Final = 1.0
 
 
 class Listener(Protocol):
@@ -96,9 +98,10 @@ class PushLink:
     async def close(self) -> None:
         """End the task and the connection; listeners are told. Idempotent."""
         task, self._task = self._task, None
-        if task is not None:
+        while task is not None and not task.done():
             task.cancel()
-            await asyncio.wait([task])
+            # Once more if a library has swallowed it.
+            await asyncio.wait([task], timeout=_CANCEL_SECONDS)
 
     def subscribe(self, subscriber: Subscriber) -> Callable[[], None]:
         """Tell ``subscriber`` of every change; returns the call that ends it."""
@@ -197,7 +200,7 @@ class PushLink:
             try:
                 await asyncio.gather(*tasks, return_exceptions=True)
             finally:
-                await connection.disconnect(nowait=True)
+                await abandon(connection)
 
     async def _send(self, connection: AbstractConnection) -> None:
         while True:
@@ -213,7 +216,9 @@ class PushLink:
     async def _read(self, connection: AbstractConnection) -> None:
         while True:
             async with asyncio.timeout(self._longest_silence):
-                message = await connection.read_response(timeout=math.inf)
+                message = await connection.read_response(
+                    timeout=math.inf, disconnect_on_error=False
+                )
             self._hear(message)
 
     @property

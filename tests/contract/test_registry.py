@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import pytest
 
@@ -33,7 +33,10 @@ from gateway.registry.redis_store import RedisRegistry
 from gateway.session import ENDED, Hmr, Recipe, Session, SessionId, State
 from gateway.settings import Settings
 from tests.contract.conftest import ENDPOINT, ID, LIMIT, Opener, Relay, Server, Watcher, new_session
+from tests.contract.servers import Store
 
+#: What the promises are kept on.
+STORES: Final = ("redis", "valkey", "cluster", "sentinel", "tls", "acl")
 A, B = "a/1", "b/1"
 
 
@@ -118,8 +121,9 @@ async def test_a_session_with_an_endpoint_is_ready_at_once(registry: RedisRegist
 
 
 async def test_it_is_written_then_read_back_before_the_call_answers(
-    registry: RedisRegistry, server: Server
+    server: Server, connect: Opener
 ) -> None:
+    registry = await connect(server.url)
     client = RedisClient(server.url, limit_seconds=5)
     monitor = await client.dial()
     await monitor.send_command("MONITOR")
@@ -172,11 +176,9 @@ async def test_an_ended_session_is_begun_anew_under_a_higher_generation(
     assert events[0].data["previousState"] == "stopped"
 
 
-async def test_a_session_past_its_time_is_begun_anew(
-    registry: RedisRegistry, server: Server
-) -> None:
+async def test_a_session_past_its_time_is_begun_anew(registry: RedisRegistry, store: Store) -> None:
     old = await started(registry)
-    await server.ask("HSET", session_key(ID), "expires_at", "1000")
+    await store.ask("HSET", session_key(ID), "expires_at", "1000")
     late = await registry.session(ID)
     assert late is not None
     assert late.state is State.READY
@@ -187,23 +189,23 @@ async def test_a_session_past_its_time_is_begun_anew(
 
 
 async def test_generations_grow_even_if_the_record_was_lost(
-    registry: RedisRegistry, server: Server
+    registry: RedisRegistry, store: Store
 ) -> None:
     generations = []
     for _ in range(5):
         made = await registry.register(new_session(), owner=A)
         generations.append(made.session.generation)
-        await server.ask("FLUSHALL")
+        await store.ask("FLUSHALL")
     assert generations == sorted(set(generations))
     assert generations[0] > 1_700_000_000_000_000
 
 
 async def test_generations_grow_even_if_the_clock_went_back(
-    registry: RedisRegistry, server: Server
+    registry: RedisRegistry, store: Store
 ) -> None:
     await registry.register(new_session(), owner=A)
     ahead = 8_000_000_000_000_001
-    await server.ask("HSET", session_key(ID), "generation", str(ahead))
+    await store.ask("HSET", session_key(ID), "generation", str(ahead))
     claimed = await registry.claim(ID, owner=B, generation=ahead)
     assert claimed.generation == ahead + 1
 
@@ -468,14 +470,14 @@ async def test_a_session_can_only_be_stopped_to_an_end(registry: RedisRegistry) 
 
 
 async def test_all_keys_live_as_long_as_session_and_tombstone(
-    server: Server, connect: Opener
+    store: Store, connect: Opener
 ) -> None:
-    registry = await connect(server.url, tombstone_seconds=100)
+    registry = await connect(store.url, tombstone_seconds=100)
     session = await started(registry)
 
     async def lives() -> list[int]:
         keys = (session_key(ID), files_key(ID), events_key(ID))
-        return [await server.ask("PTTL", key) for key in keys]
+        return [await store.ask("PTTL", key) for key in keys]
 
     assert all(3_690_000 < life <= 3_700_000 for life in await lives())
     await registry.patch(ID, ttl_seconds=10)
@@ -522,7 +524,7 @@ async def test_a_patch_changes_what_it_names(registry: RedisRegistry) -> None:
 
 
 async def test_what_has_ended_is_not_changed_any_more(
-    registry: RedisRegistry, server: Server
+    registry: RedisRegistry, store: Store
 ) -> None:
     await ended(registry)
     with pytest.raises(SessionEnded, match="stopped \\(enough\\)"):
@@ -531,7 +533,7 @@ async def test_what_has_ended_is_not_changed_any_more(
         await registry.edit_files(ID, write={"a": b""})
     late = SessionId("late-late")
     await started(registry, late)
-    await server.ask("HSET", session_key(late), "expires_at", "1000")
+    await store.ask("HSET", session_key(late), "expires_at", "1000")
     with pytest.raises(SessionEnded, match="expired"):
         await registry.edit_files(late, write={"a": b""})
 
@@ -591,7 +593,7 @@ async def _all_ids(registry: RedisRegistry, limit: int, state: State | None = No
 
 @pytest.mark.parametrize("limit", [1, 7, 100, 1000])
 async def test_pages_hold_every_session_once_newest_first(
-    registry: RedisRegistry, server: Server, limit: int
+    registry: RedisRegistry, store: Store, limit: int
 ) -> None:
     ids = [f"page-page-{n:03}" for n in range(250 if limit > 1 else 30)]
     for part in range(0, len(ids), 50):
@@ -599,7 +601,7 @@ async def test_pages_hold_every_session_once_newest_first(
             *(registry.register(new_session(name), owner=A) for name in ids[part : part + 50])
         )
     for name in ids[: len(ids) // 2]:
-        await server.ask("ZADD", INDEX, 1_000, name)
+        await store.ask("ZADD", INDEX, 1_000, name)
     listed = await _all_ids(registry, limit)
     assert sorted(listed) == ids
     assert listed[-len(ids) // 2 :] == ids[: len(ids) // 2][::-1]
@@ -623,33 +625,33 @@ async def test_a_session_begun_anew_is_the_newest_again(registry: RedisRegistry)
 
 
 async def test_index_entries_without_a_record_are_skipped_and_dropped_when_old(
-    registry: RedisRegistry, server: Server
+    registry: RedisRegistry, store: Store
 ) -> None:
     await registry.register(new_session(), owner=A)
-    now_ms = int((await server.ask("TIME"))[0]) * 1000
-    await server.ask("ZADD", INDEX, now_ms, "under-way-1", 1000, "leftover-1")
+    now_ms = int((await store.ask("TIME"))[0]) * 1000
+    await store.ask("ZADD", INDEX, now_ms, "under-way-1", 1000, "leftover-1")
     assert await _all_ids(registry, 10) == [ID]
-    assert await server.ask("ZRANGE", INDEX, 0, -1) == [b"under-way-1", ID.encode()]
+    assert await store.ask("ZRANGE", INDEX, 0, -1) == [b"under-way-1", ID.encode()]
 
 
 async def test_an_index_entry_that_was_renewed_meanwhile_is_not_dropped(
-    registry: RedisRegistry, server: Server
+    registry: RedisRegistry, store: Store
 ) -> None:
-    await server.ask("ZADD", INDEX, 1000, "leftover-1", 2000, "leftover-2")
-    client = RedisClient(server.url, limit_seconds=5)
+    await store.ask("ZADD", INDEX, 1000, "leftover-1", 2000, "leftover-2")
+    client = RedisClient(store.url, limit_seconds=5)
     stale = ["leftover-1", "1000", "leftover-2", "1000", "leftover-3", "1000"]
     dropped = await client.ask("prune", lambda e: e.run(scripts.PRUNE, [INDEX], stale))
     await client.close()
     assert dropped == 1
-    assert await server.ask("ZRANGE", INDEX, 0, -1) == [b"leftover-2"]
+    assert await store.ask("ZRANGE", INDEX, 0, -1) == [b"leftover-2"]
 
 
 async def test_a_damaged_record_does_not_hide_the_others_from_the_list(
-    registry: RedisRegistry, server: Server
+    registry: RedisRegistry, store: Store
 ) -> None:
     await registry.register(new_session(), owner=A)
     await registry.register(new_session("damaged-1"), owner=A)
-    await server.ask("HSET", session_key(SessionId("damaged-1")), "state", "dreaming")
+    await store.ask("HSET", session_key(SessionId("damaged-1")), "state", "dreaming")
     assert await _all_ids(registry, 10) == [ID]
 
 
@@ -739,7 +741,7 @@ async def test_a_long_past_is_read_in_parts(registry: RedisRegistry) -> None:
 
 
 async def test_a_stream_misses_and_repeats_nothing_through_lost_links(
-    registry: RedisRegistry, other: RedisRegistry, server: Server
+    registry: RedisRegistry, other: RedisRegistry, store: Store
 ) -> None:
     await registry.register(new_session(), owner=A)
     total = 400
@@ -750,7 +752,7 @@ async def test_a_stream_misses_and_repeats_nothing_through_lost_links(
 
     async def cut(done: asyncio.Event) -> None:
         while not done.is_set():
-            await server.ask("CLIENT", "KILL", "TYPE", "pubsub")
+            await store.ask("CLIENT", "KILL", "TYPE", "pubsub")
             await asyncio.sleep(0.05)
 
     async def listen() -> list[StreamEvent]:
@@ -779,12 +781,12 @@ async def test_a_stream_misses_and_repeats_nothing_through_lost_links(
 
 
 async def test_concurrent_listeners_share_one_subscription(
-    registry: RedisRegistry, other: RedisRegistry, server: Server
+    registry: RedisRegistry, other: RedisRegistry, store: Store
 ) -> None:
     await registry.register(new_session(), owner=A)
     channel = events_key(ID)
     async with other.events(ID) as one, other.events(ID) as two:
-        assert await server.ask("PUBSUB", "NUMSUB", channel) == [channel.encode(), 1]
+        assert await store.ask("PUBSUB", "NUMSUB", channel) == [channel.encode(), 1]
         assert await _next(one) == await _next(two)
         await registry.append(ID, "log", {})
         assert await _next(one) == await _next(two)
@@ -797,7 +799,7 @@ async def test_concurrent_listeners_share_one_subscription(
         entry = await registry.append(ID, "log", {})
         assert (await _next(last)).id == entry
     async with asyncio.timeout(5):
-        while (await server.ask("PUBSUB", "NUMSUB", channel))[1]:
+        while (await store.ask("PUBSUB", "NUMSUB", channel))[1]:
             await other.ping()
 
 
@@ -844,11 +846,11 @@ async def test_resuming_after_no_event_is_a_bad_request(
 
 
 async def test_nothing_is_appended_for_a_session_that_does_not_exist(
-    registry: RedisRegistry, server: Server
+    registry: RedisRegistry, store: Store
 ) -> None:
     with pytest.raises(SessionNotFound):
         await registry.append(ID, "log", {"lines": ["x"]})
-    assert await server.ask("EXISTS", events_key(ID)) == 0
+    assert await store.ask("EXISTS", events_key(ID)) == 0
 
 
 async def test_an_older_generation_has_no_say(registry: RedisRegistry) -> None:
@@ -860,11 +862,11 @@ async def test_an_older_generation_has_no_say(registry: RedisRegistry) -> None:
     await registry.append(ID, "log", {}, generation=claimed.generation)
 
 
-async def test_the_stream_is_trimmed(registry: RedisRegistry, server: Server) -> None:
+async def test_the_stream_is_trimmed(registry: RedisRegistry, store: Store) -> None:
     await registry.register(new_session(), owner=A)
-    for _ in range(25):
-        await asyncio.gather(*(registry.append(ID, "log", {"x": n}) for n in range(100)))
-    assert 2000 <= await server.ask("XLEN", events_key(ID)) < 2200
+    for _ in range(125):
+        await asyncio.gather(*(registry.append(ID, "log", {"x": n}) for n in range(20)))
+    assert 2000 <= await store.ask("XLEN", events_key(ID)) < 2200
 
 
 # -- the push link -----------------------------------------------------------------------------
@@ -901,12 +903,12 @@ async def test_who_unsubscribed_hears_nothing(
 
 
 async def test_a_lost_link_is_told_and_comes_back(
-    registry: RedisRegistry, other: RedisRegistry, server: Server
+    registry: RedisRegistry, other: RedisRegistry, store: Store
 ) -> None:
     watcher = Watcher()
     other.subscribe(watcher.subscriber)
     for n in range(1, 4):
-        await server.ask("CLIENT", "KILL", "TYPE", "pubsub")
+        await store.ask("CLIENT", "KILL", "TYPE", "pubsub")
         await watcher.until(lambda n=n: watcher.lost == n and watcher.synced == n + 1)  # type: ignore[misc]
     await registry.register(new_session(), owner=A)
     await watcher.until(lambda: bool(watcher.seen))
@@ -930,11 +932,11 @@ async def test_a_subscriber_that_raises_does_not_silence_the_others(
     "payload", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"id":"x"}', b'{"id":1,"state":"odd"}']
 )
 async def test_a_published_change_that_cannot_be_read_is_skipped(
-    registry: RedisRegistry, other: RedisRegistry, server: Server, payload: bytes
+    registry: RedisRegistry, other: RedisRegistry, store: Store, payload: bytes
 ) -> None:
     watcher = Watcher()
     other.subscribe(watcher.subscriber)
-    await server.ask("PUBLISH", CHANGES, payload)
+    await store.ask("PUBLISH", CHANGES, payload)
     await registry.register(new_session(), owner=A)
     await watcher.until(lambda: bool(watcher.seen))
     assert watcher.lost == 0
@@ -982,8 +984,8 @@ async def test_changes_are_pushed_within_ten_milliseconds(
 # -- replicas ----------------------------------------------------------------------------------
 
 
-async def test_a_replica_is_alive_while_its_lease_lasts(server: Server, connect: Opener) -> None:
-    registry = await connect(server.url, lease_seconds=1)
+async def test_a_replica_is_alive_while_its_lease_lasts(store: Store, connect: Opener) -> None:
+    registry = await connect(store.url, lease_seconds=1)
     replica = Replica("a", "1", "http://a", 123, {"version": "x"})
     await registry.heartbeat(replica)
     await registry.heartbeat(Replica("b", "1"))
@@ -1009,14 +1011,14 @@ async def test_a_restarted_replica_replaces_its_former_self(registry: RedisRegis
 
 
 async def test_damaged_and_forgotten_leases_do_not_hide_the_others(
-    registry: RedisRegistry, server: Server
+    registry: RedisRegistry, store: Store
 ) -> None:
     await registry.heartbeat(Replica("a", "1"))
     await registry.heartbeat(Replica("b", "1"))
-    await server.ask("SET", "preview:replica:b", "{")
-    await server.ask("ZADD", "preview:replicas", 1000, "long-gone")
+    await store.ask("SET", "preview:replica:b", "{")
+    await store.ask("ZADD", "preview:replicas", 1000, "long-gone")
     assert await registry.replicas() == [Replica("a", "1")]
-    assert await server.ask("ZSCORE", "preview:replicas", "long-gone") is None
+    assert await store.ask("ZSCORE", "preview:replicas", "long-gone") is None
     with pytest.raises(RegistryUnavailable, match="preview:replica:b"):
         await registry.is_alive("b/1")
     await registry.resign(Replica("b", "1"))
@@ -1160,16 +1162,16 @@ async def test_cancelled_calls_do_not_mix_up_answers(registry: RedisRegistry) ->
 
 
 async def test_a_server_without_memory_refuses_registrations_and_says_why(
-    registry: RedisRegistry, server: Server
+    registry: RedisRegistry, store: Store
 ) -> None:
     await registry.register(new_session(), owner=A)
-    await server.ask("CONFIG", "SET", "maxmemory", "1")
+    await store.ask("CONFIG", "SET", "maxmemory", "1")
     try:
         with pytest.raises(RegistryUnavailable, match="out of memory"):
             await registry.register(new_session("no-room-1"), owner=A)
         assert await registry.session(ID) is not None
     finally:
-        await server.ask("CONFIG", "SET", "maxmemory", "0")
+        await store.ask("CONFIG", "SET", "maxmemory", "0")
     assert await registry.session(SessionId("no-room-1")) is None
 
 
@@ -1221,10 +1223,10 @@ async def test_a_server_that_loads_its_data_is_not_empty(
     ],
 )
 async def test_a_damaged_record_is_unavailable_and_named(
-    registry: RedisRegistry, server: Server, damage: tuple[str | bytes, ...]
+    registry: RedisRegistry, store: Store, damage: tuple[str | bytes, ...]
 ) -> None:
     await registry.register(new_session(), owner=A)
-    await server.ask(damage[0], session_key(ID), *damage[1:])
+    await store.ask(damage[0], session_key(ID), *damage[1:])
     with pytest.raises(RegistryUnavailable, match="quick-fox-1"):
         await registry.session(ID)
     with pytest.raises(RegistryUnavailable, match="quick-fox-1"):
@@ -1232,10 +1234,10 @@ async def test_a_damaged_record_is_unavailable_and_named(
 
 
 async def test_keys_of_another_type_are_unavailable_and_named(
-    registry: RedisRegistry, server: Server
+    registry: RedisRegistry, store: Store
 ) -> None:
     for key in (session_key(ID), files_key(ID), events_key(ID)):
-        await server.ask("SET", key, "x")
+        await store.ask("SET", key, "x")
     for name, call in _calls(registry).items():
         if name in {"ping", "sessions", "heartbeat", "resign", "replicas", "is_alive"}:
             continue
@@ -1246,18 +1248,18 @@ async def test_keys_of_another_type_are_unavailable_and_named(
 
 
 async def test_a_damaged_file_is_unavailable_and_named(
-    registry: RedisRegistry, server: Server
+    registry: RedisRegistry, store: Store
 ) -> None:
     await registry.register(new_session(), owner=A)
-    await server.ask("HSET", files_key(ID), "index.html", "x" * 40)
+    await store.ask("HSET", files_key(ID), "index.html", "x" * 40)
     with pytest.raises(RegistryUnavailable, match=r"index\.html"):
         await registry.files(ID)
 
 
 async def test_scripts_come_back_after_the_server_lost_them(
-    registry: RedisRegistry, server: Server
+    registry: RedisRegistry, store: Store
 ) -> None:
-    await server.ask("SCRIPT", "FLUSH")
+    await store.ask("SCRIPT", "FLUSH")
     made = await registry.register(new_session(), owner=A)
     assert made.created
 
@@ -1282,8 +1284,8 @@ async def test_closing_just_as_the_link_breaks_ends_the_link(
         await registry.close()
 
 
-async def test_closing_twice_is_harmless_and_tells_listeners(server: Server) -> None:
-    registry = RedisRegistry(_settings(), url=server.url)
+async def test_closing_twice_is_harmless_and_tells_listeners(store: Store) -> None:
+    registry = RedisRegistry(_settings(), url=store.url)
     await registry.open()
     watcher = Watcher()
     registry.subscribe(watcher.subscriber)

@@ -12,7 +12,8 @@ from gateway.registry.keys import OWNERS, owner_key
 from gateway.registry.leases import suspected
 from gateway.registry.redis_store import RedisRegistry
 from gateway.session import Endpoint, Hmr, Recipe, Session, SessionId, State
-from tests.contract.conftest import ENDPOINT, ID, Opener, Server, Watcher, new_session
+from tests.contract.conftest import ENDPOINT, ID, Opener, Watcher, new_session
+from tests.contract.servers import Store
 
 A, B = Replica("a", "1"), Replica("b", "1")
 NEXT = Endpoint("127.0.0.3", 4100)
@@ -74,22 +75,22 @@ async def test_what_an_owner_holds_comes_in_pages(registry: RedisRegistry) -> No
 
 
 async def test_an_entry_is_dropped_once_it_is_old_and_its_session_is_elsewhere(
-    registry: RedisRegistry, server: Server
+    registry: RedisRegistry, store: Store
 ) -> None:
     session = await made_ready(registry)
     await registry.claim(session.id, owner="b/1", generation=session.generation)
     key = owner_key("a/1")
     assert await held(registry, "a/1") == []
-    assert await server.ask("ZCARD", key) == 1, "a write may still be under way"
-    await server.ask("ZADD", key, 1000, session.id)
+    assert await store.ask("ZCARD", key) == 1, "a write may still be under way"
+    await store.ask("ZADD", key, 1000, session.id)
     assert await held(registry, "a/1") == []
-    assert await server.ask("ZCARD", key) == 0
+    assert await store.ask("ZCARD", key) == 0
 
 
 async def test_an_owner_has_lapsed_when_its_lease_has_run_out_and_it_holds_something(
-    server: Server, connect: Opener
+    store: Store, connect: Opener
 ) -> None:
-    registry = await connect(server.url, lease_seconds=1.0)
+    registry = await connect(store.url, lease_seconds=1.0)
     await registry.heartbeat(A)
     await registry.heartbeat(B)
     await made_ready(registry)
@@ -116,22 +117,22 @@ async def test_an_owner_that_resigned_or_began_anew_has_lapsed_at_once(
 
 
 async def test_an_owner_of_whom_nothing_is_left_is_forgotten(
-    registry: RedisRegistry, server: Server
+    registry: RedisRegistry, store: Store
 ) -> None:
     await registry.heartbeat(A)
     await registry.resign(A)
     await registry.lapsed()
-    assert await server.ask("ZCARD", OWNERS) == 1, "a registration may still be under way"
-    await server.ask("ZADD", OWNERS, 1000, A.owner)
+    assert await store.ask("ZCARD", OWNERS) == 1, "a registration may still be under way"
+    await store.ask("ZADD", OWNERS, 1000, A.owner)
     assert (await registry.lapsed()).owners == []
-    assert await server.ask("ZCARD", OWNERS) == 0
+    assert await store.ask("ZCARD", OWNERS) == 0
 
 
 async def test_what_the_indices_lost_is_entered_again(
-    registry: RedisRegistry, server: Server
+    registry: RedisRegistry, store: Store
 ) -> None:
     session = await made_ready(registry, owner="lost/1")
-    await server.ask("DEL", OWNERS, owner_key("lost/1"))
+    await store.ask("DEL", OWNERS, owner_key("lost/1"))
     assert (await registry.lapsed()).owners == []
     await registry.enlist(session)
     assert (await registry.lapsed()).owners == ["lost/1"]

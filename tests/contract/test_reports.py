@@ -11,7 +11,7 @@ from gateway.registry.base import NewSession
 from gateway.registry.redis_store import RedisRegistry
 from gateway.reports import MAX_ENTRY_LINES, MAX_PENDING_LINES, StreamReports
 from gateway.session import Recipe, SessionId
-from tests.contract.conftest import Server
+from tests.contract.servers import Server, Store
 
 ID = SessionId("reports-1")
 
@@ -52,9 +52,10 @@ async def test_lines_and_phases_keep_their_order(
 
 
 async def test_an_outage_of_the_registry_loses_no_line(
-    server: Server, registry: RedisRegistry, reports: StreamReports
+    store: Store, registry: RedisRegistry, reports: StreamReports
 ) -> None:
-    with server.stalled():
+    assert isinstance(store, Server)
+    with store.stalled():
         reports.log(["before"])
         await reports.flush(seconds=3)
         reports.log(["during"])
