@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from gateway import usage
 from gateway.proxy.listener import Listener
 from gateway.proxy.plane import DataPlane
 from gateway.proxy.routes import RouteTable, Waker
@@ -57,7 +58,19 @@ class Serving:
             "counter",
             _labelled("code", stats.errors),
         )
+        yield (
+            "client_connections",
+            "Open client connections, without tunnels.",
+            "gauge",
+            [({}, len(self.listener.connections))],
+        )
         yield ("active_tunnels", "Open WebSocket tunnels.", "gauge", [({}, stats.tunnels)])
+        yield (
+            "upstream_connections",
+            "Open connections to dev servers and to the control plane, with those of tunnels.",
+            "gauge",
+            [({}, sum(len(pool) for pool in self.plane.pools))],
+        )
         yield ("routes", "Cached routes.", "gauge", [({}, len(routes))])
         yield ("route_reads", "Reads of the registry.", "counter", [({}, routes.stats.reads)])
         yield (
@@ -73,6 +86,7 @@ class Serving:
             [({}, routes.stats.stalls)],
         )
         yield ("registry_linked", "Whether changes are pushed.", "flag", [({}, routes.linked)])
+        yield from usage.samples()
 
 
 def _labelled(label: str, values: Mapping[Any, int]) -> list[tuple[dict[str, str], float]]:

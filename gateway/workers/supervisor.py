@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from typing import Final
 
+from gateway import usage
 from gateway.errors import GatewayError
 from gateway.proxy.routes import Waker
 from gateway.settings import Settings
@@ -16,7 +17,7 @@ from gateway.workers.link import Message, pack_settings
 from gateway.workers.pauses import Pauses
 from gateway.workers.process import WorkerProcess
 from gateway.workers.sockets import listening_sockets
-from gateway.workers.tally import Tally
+from gateway.workers.tally import Tally, merged
 
 log: Final = logging.getLogger(__name__)
 
@@ -114,8 +115,11 @@ class Workers:
         self._places = []
 
     def samples(self) -> Iterator[Sample]:
-        """The samples of all workers added up, at most a second old, and how the workers are."""
-        yield from self._tally.samples()
+        """The samples of all workers added up, at most a second old, and how the workers are.
+
+        What processes hold is that of the workers and of this one.
+        """
+        yield from merged([self._tally.samples(), usage.samples()])
         ups = [({"worker": str(place.number)}, float(place.up)) for place in self._places]
         yield ("worker_up", "Whether a data-plane process serves.", "gauge", ups)
         restarts = [

@@ -19,6 +19,7 @@ RANKS: Final[dict[str, int]] = {
     "gateway.registry.url": 0,
     "gateway.settings": 1,
     "gateway.telemetry": 1,
+    "gateway.usage": 2,
     "gateway.proxy.fields": 1,
     "gateway.proxy.http1": 1,
     "gateway.proxy.lines": 1,
