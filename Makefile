@@ -11,11 +11,19 @@ DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 LOCK_FLAGS ?=
 
+# The gateway with its data plane compiled. PYTHONPATH puts it before the sources; the other keeps
+# `python -m` from putting the current folder before both.
+COMPILED := build/compiled
+RUN_COMPILED := PYTHONPATH=$(CURDIR)/$(COMPILED) PYTHONSAFEPATH=1
+# What runs once more on it: all tests of the data plane's parts, and some of whole gateways.
+COMPILED_TESTS ?= tests/unit tests/protocol \
+	tests/e2e/test_main_job.py tests/e2e/test_streams.py tests/e2e/test_loopback.py
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint bench lock docs clean
+.PHONY: help setup demo test test-pure test-compiled compiled lint bench fuzz lock docs clean
 
 help: ## Show what there is
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## Make .venv, with .venv/bin/preview-gateway in it
 	@:
@@ -32,8 +40,27 @@ lint: setup ## Check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint ## Run every check and test (PYTEST_FLAGS="-k name")
+test: lint test-pure test-compiled ## Run every check and test (PYTEST_FLAGS="-k name")
+
+test-pure: setup
 	$(BIN)/pytest $(PYTEST_FLAGS)
+
+# pytest's status 5: none of these tests was meant by PYTEST_FLAGS.
+test-compiled: setup
+	@if ! scripts/can-compile && [ -z "$$CI" ]; then \
+		echo "test: no C compiler, or no headers of Python: the compiled build is not tested"; \
+	else \
+		$(MAKE) --no-print-directory compiled && \
+		{ $(RUN_COMPILED) $(BIN)/pytest --build compiled $(COMPILED_TESTS) $(PYTEST_FLAGS) || \
+			{ [ $$? -eq 5 ] && [ -n "$(strip $(PYTEST_FLAGS))" ]; }; }; \
+	fi
+
+compiled: $(COMPILED)/.stamp ## Compile the data plane, into build/compiled
+	@:
+
+$(COMPILED)/.stamp: $(STAMP) hatch_build.py scripts/compile $(shell find gateway -name __pycache__ -prune -o -print)
+	@scripts/compile $(COMPILED)
+	@touch $@
 
 # Every bench/NAME.py that does not begin with "_" is a benchmark with a main program.
 BENCH_FLAGS ?=
@@ -41,6 +68,15 @@ BENCH ?= $(patsubst bench/%.py,%,$(filter-out bench/_%,$(wildcard bench/*.py)))
 
 bench: setup ## Run the benchmarks (BENCH=proxies BENCH_FLAGS=--quick for one)
 	@set -e; for name in $(BENCH); do echo "== $$name"; $(BIN)/python -m bench.$$name $(BENCH_FLAGS); done
+
+FUZZ_SECONDS ?= 60
+
+fuzz: setup ## Hold the parsers against the oracle (FUZZ_SECONDS=60 for each)
+	@set -e; for side in requests responses frames; do \
+		echo "== $$side"; mkdir -p build/fuzz/$$side; \
+		$(BIN)/python -m tests.fuzz.guided $$side -max_total_time=$(FUZZ_SECONDS) \
+			-artifact_prefix=build/fuzz/ build/fuzz/$$side; \
+	done
 
 lock: setup $(BIN)/uv ## Write the lock files again (LOCK_FLAGS=--upgrade for the newest)
 	scripts/lock $(LOCK_FLAGS)

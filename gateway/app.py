@@ -21,6 +21,7 @@ from gateway import __version__
 from gateway.api.application import Health, make_application
 from gateway.errors import SettingsError
 from gateway.lifecycle import Lifecycle
+from gateway.proxy.build import BUILD
 from gateway.proxy.serving import Serving
 from gateway.registry.base import Registry, Replica
 from gateway.registry.embedded import EmbeddedValkey
@@ -112,7 +113,10 @@ class Gateway:
         stack.push_async_callback(self._drain, serving, lifecycle)
         await serving.open(sock)
         self._health.ready = True
-        log.info("replica %s serves %s (version %s)", settings.replica, self.url, __version__)
+        log.info(
+            "replica %s serves %s (version %s, data plane: %s)",
+            *(settings.replica, self.url, __version__, BUILD),
+        )
 
     async def _open_registry(self, settings: Settings) -> tuple[Registry, str]:
         """The registry, and the URL at which it is reached."""
@@ -197,6 +201,8 @@ def _bind(host: str, port: int) -> socket.socket:
 
 
 def _lifecycle_samples(lifecycle: Lifecycle) -> Iterator[Sample]:
+    build = {"version": __version__, "data_plane": BUILD}
+    yield ("build_info", "What runs here.", "gauge", [(build, 1)])
     yield ("owned_sessions", "Dev servers run here.", "gauge", [({}, lifecycle.owned)])
 
 

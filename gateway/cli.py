@@ -20,6 +20,7 @@ from gateway import __version__
 from gateway.client import Client, Event
 from gateway.errors import GatewayError, SettingsError, SpawnFailed
 from gateway.folder import Folder
+from gateway.proxy.build import BUILD
 from gateway.registry.url import without_passwords
 from gateway.settings import PREFIX, Settings, load_settings
 from gateway.telemetry import configure_logging
@@ -62,7 +63,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="preview-gateway",
         description="Dev servers at stable URLs, from any replica, with working HMR.",
     )
-    parser.add_argument("--version", action="version", version=__version__)
+    version = f"{__version__} (data plane: {BUILD})"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(required=True, title="commands", metavar="COMMAND")
 
     command = commands.add_parser("serve", help="run a replica")

