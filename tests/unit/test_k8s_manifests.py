@@ -51,7 +51,7 @@ def setting(name: str) -> float:
 def test_a_pod_is_given_the_time_that_leaving_takes() -> None:
     pre_stop = number(r"sleep:\s+seconds: (\d+)", DEPLOYMENT)
     grace = number(r"terminationGracePeriodSeconds: (\d+)", DEPLOYMENT)
-    names = ("drain_grace_seconds", "drain_seconds", "stop_grace_seconds")
+    names = ("drain_grace_seconds", "drain_seconds", "handover_seconds", "stop_grace_seconds")
     assert grace > pre_stop + sum(setting(name) for name in names)
 
 
