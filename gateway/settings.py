@@ -191,6 +191,11 @@ class Settings(BaseSettings):
         "pause in taking one. Not for event streams, sockets, or an answer that has begun. "
         "0: none.",
     )
+    queue_seconds: float = Field(
+        10.0,
+        ge=0,
+        description="How long a request waits for a dev server that has as many as it may.",
+    )
     body_idle_seconds: float = Field(
         60.0, gt=0, description="A client that stops sending its request's content gets 408."
     )
@@ -222,7 +227,16 @@ class Settings(BaseSettings):
         16384, ge=1, description="Client connections; further ones get 503."
     )
     max_connections_per_preview: int = Field(
-        1024, ge=1, description="Connections to one dev server; further requests get 503."
+        1024, ge=1, description="Requests under way to one dev server; further ones wait."
+    )
+    max_queue_per_preview: int = Field(
+        512, ge=0, description="Requests that wait for one dev server; further ones get 503."
+    )
+    max_tunnels_per_preview: int = Field(
+        1024,
+        ge=1,
+        description="Open sockets (WebSocket and other upgrades) of one dev server; further ones "
+        "get 503.",
     )
     max_head_bytes: int = Field(65536, ge=1024, description="Size of a request or response head.")
     max_target_bytes: int = Field(32768, ge=256, description="Length of a request target.")

@@ -198,6 +198,7 @@ def _gateway(folder: Path, port: int, upstream: int) -> Plan:
         # The defaults are made for people; 10,000 sockets of one preview are made for this.
         "GATEWAY_MAX_CONNECTIONS": str(_CONNECTIONS),
         "GATEWAY_MAX_CONNECTIONS_PER_PREVIEW": str(_CONNECTIONS),
+        "GATEWAY_MAX_TUNNELS_PER_PREVIEW": str(_CONNECTIONS),
     }
     return Plan([sys.executable, "-m", "gateway", "serve"], {"PYTHONPATH": str(ROOT), **settings})
 

@@ -123,6 +123,9 @@ class ClientConnection(asyncio.Protocol):
         self.peer_trusted = self.plane.forwarding.trusts(self.peer_host)
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
         self.closing_soon = self._listener.is_leaving
+        if self._listener.is_flooded:
+            self.transport.abort()
+            return
         full = self._listener.is_full
         self._listener.connections.add(self)
         self.deadline = self.plane.now() + self.plane.settings.head_timeout_seconds

@@ -273,7 +273,10 @@ class Exchange:
 
     async def _connect(self) -> None:
         assert self._pool is not None  # noqa: S101 - set by every caller
-        self._send(self._pooled() or await self._pool.open())
+        upstream = self._pooled()
+        if upstream is None:
+            upstream = await self._pool.open(upgrade=bool(self.head.upgrade), fresh=self._fresh)
+        self._send(upstream)
 
     # -- the response ----------------------------------------------------------------------------
 

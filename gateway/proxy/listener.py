@@ -25,6 +25,8 @@ _SWEEP_SECONDS: Final = 1.0
 #: How often traffic is noted; idle times are minutes.
 _ACTIVITY_SECONDS: Final = 1.0
 _ABORT_SECONDS: Final = 1.0
+#: Connections beyond the limit, at least, that are told so; that takes each of them a moment.
+_REFUSING: Final = 64
 
 
 class Listener:
@@ -45,6 +47,12 @@ class Listener:
     def is_full(self) -> bool:
         """Whether there are as many connections as there may be."""
         return len(self.connections) + len(self.tunnels) >= self.plane.settings.max_connections
+
+    @property
+    def is_flooded(self) -> bool:
+        """Whether there are so many that a further one is not even told why it is refused."""
+        most = self.plane.settings.max_connections
+        return len(self.connections) + len(self.tunnels) >= most + most // 8 + _REFUSING
 
     def became_tunnel(self, connection: ClientConnection) -> None:
         """A connection has left HTTP."""

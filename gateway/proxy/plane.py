@@ -14,7 +14,7 @@ from gateway.proxy.forwarded import Forwarding
 from gateway.proxy.place import Places
 from gateway.proxy.profile import LocalProfile, Profile, PublicProfile
 from gateway.proxy.routes import Entry, RouteTable, Waker
-from gateway.proxy.upstream import Pool, tcp_connect, unix_connect
+from gateway.proxy.upstream import Pool, PoolLimits, tcp_connect, unix_connect
 from gateway.settings import Settings
 
 #: aiohttp keeps idle connections for 75 s; ours let go before that.
@@ -66,11 +66,22 @@ class DataPlane:
         self.pools: set[Pool] = set()
         #: Sessions with traffic since it was last noted in the registry.
         self.active: set[str] = set()
+        self._pool_limits = PoolLimits(
+            requests=settings.max_connections_per_preview,
+            tunnels=settings.max_tunnels_per_preview,
+            queue=settings.max_queue_per_preview,
+            queue_seconds=settings.queue_seconds,
+        )
         self.control = Pool(
             unix_connect(control_socket),
             name="the control plane",
             connect_timeout_seconds=settings.connect_timeout_seconds,
-            max_connections=settings.max_connections,
+            limits=PoolLimits(
+                requests=settings.max_connections,
+                tunnels=settings.max_connections,
+                queue=0,
+                queue_seconds=0,
+            ),
             max_head=settings.max_head_bytes,
             idle_seconds=_CONTROL_IDLE_SECONDS,
             active=self.pools,
@@ -88,7 +99,7 @@ class DataPlane:
                 tcp_connect(endpoint),
                 name=f"the dev server of {entry.route.id}",
                 connect_timeout_seconds=self.settings.connect_timeout_seconds,
-                max_connections=self.settings.max_connections_per_preview,
+                limits=self._pool_limits,
                 max_head=self.settings.max_head_bytes,
                 host=authority,
                 origin=b"http://" + authority,

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, cast
 
 from gateway.errors import GatewayError
 from gateway.proxy.http1 import ResponseParser
+from gateway.proxy.turns import Turns
 from gateway.session import Endpoint
 
 #: Node closes an idle connection after 5 s; ours must let go of it first.
@@ -31,7 +32,7 @@ class UpstreamUnreachable(GatewayError):
 
 
 class UpstreamBusy(GatewayError):
-    """All connections that one preview may have are in use."""
+    """All connections that one preview may have are in use, and none became free in time."""
 
     status = 503
     code = "upstream_busy"
@@ -62,6 +63,7 @@ class UpstreamConnection(asyncio.Protocol):
     __deletable__ = ("parser",)
     __slots__ = (
         "_pool",
+        "_share",
         "consumer",
         "heard",
         "idle_since",
@@ -71,8 +73,9 @@ class UpstreamConnection(asyncio.Protocol):
         "transport",
     )
 
-    def __init__(self, pool: Pool) -> None:
+    def __init__(self, pool: Pool, share: Share) -> None:
         self._pool = pool
+        self._share = share
         self.consumer: Consumer | None = None
         self.parser = ResponseParser(max_head=pool.max_head)
         #: The request under way is not the first one on this connection.
@@ -87,7 +90,9 @@ class UpstreamConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
         self.transport.set_write_buffer_limits(high=HIGH_WATER)
-        self._pool.made(self)
+        self._share.connecting.discard(self)
+        self._share.open.add(self)
+        self._pool.made()
 
     def send(self, consumer: Consumer, head: bytes, method: bytes) -> None:
         """Begin a request: ``head`` is its whole head."""
@@ -109,7 +114,7 @@ class UpstreamConnection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._pool.forget(self)
+        self.gone()
         consumer = self.consumer
         if consumer is None:
             return
@@ -162,8 +167,42 @@ class UpstreamConnection(asyncio.Protocol):
         return self.transport
 
     def gone(self) -> None:
-        """The tunnel has ended."""
+        """The connection, or the tunnel that it became, has ended."""
+        self._share.open.discard(self)
         self._pool.forget(self)
+
+
+class Share:
+    """The connections of one kind, and how many there may be."""
+
+    __slots__ = ("connecting", "most", "open", "promised")
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.open: set[UpstreamConnection] = set()
+        self.connecting: set[UpstreamConnection] = set()
+        #: Places given to those who are about to connect.
+        self.promised = 0
+
+    def __len__(self) -> int:
+        return len(self.open) + len(self.connecting) + self.promised
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no place for another one."""
+        return len(self) >= self.most
+
+
+class PoolLimits:
+    """How many requests and tunnels one dev server may have, how many requests wait, how long."""
+
+    __slots__ = ("queue", "queue_seconds", "requests", "tunnels")
+
+    def __init__(self, *, requests: int, tunnels: int, queue: int, queue_seconds: float) -> None:
+        self.requests = requests
+        self.tunnels = tunnels
+        self.queue = queue
+        self.queue_seconds = queue_seconds
 
 
 class Pool:
@@ -175,7 +214,7 @@ class Pool:
         *,
         name: str,
         connect_timeout_seconds: float,
-        max_connections: int,
+        limits: PoolLimits,
         max_head: int,
         idle_seconds: float = IDLE_SECONDS,
         host: bytes = b"",
@@ -186,7 +225,12 @@ class Pool:
         self._connect = connect
         self.name = name
         self._connect_timeout = connect_timeout_seconds
-        self._max_connections = max_connections
+        self._limits = limits
+        self._requests = Share(limits.requests)
+        #: Apart, because a tunnel keeps its place for hours.
+        self._upgrades = Share(limits.tunnels)
+        #: Requests that wait for a connection, or (None) for a place to open one.
+        self._turns: Turns[UpstreamConnection | None] = Turns(unused=self._pass_on)
         self._idle_seconds = idle_seconds
         self.max_head = max_head
         #: What the dev server is told its own address were (header profile A).
@@ -197,8 +241,6 @@ class Pool:
         self._idle: list[UpstreamConnection] = []
         #: Where a pool is to be found as long as it has connections.
         self._active = active if active is not None else set()
-        self._open: set[UpstreamConnection] = set()
-        self._connecting: set[UpstreamConnection] = set()
         self.retired = False
         self.now: Callable[[], float] = asyncio.get_running_loop().time
 
@@ -213,14 +255,60 @@ class Pool:
                 return connection
         return None
 
-    async def open(self) -> UpstreamConnection:
-        """A new connection. Raises UpstreamUnreachable, UpstreamBusy."""
-        if len(self._open) + len(self._connecting) >= self._max_connections:
+    async def open(self, *, upgrade: bool = False, fresh: bool = False) -> UpstreamConnection:
+        """A connection for a request or an upgrade. Raises UpstreamUnreachable, UpstreamBusy.
+
+        It is new, or one that was given back while the request waited (not if ``fresh``).
+        """
+        if upgrade:
+            if self._upgrades.is_full:
+                raise UpstreamBusy(
+                    f"{self.name} has {self._upgrades.most} open sockets already; close a page of "
+                    "it, or raise GATEWAY_MAX_TUNNELS_PER_PREVIEW"
+                )
+            return await self._dial(self._upgrades)
+        if self._requests.is_full:
+            connection = self._idle.pop(0) if self._idle else await self._turn()
+            if connection is not None:
+                if not (fresh or self.retired or connection.transport.is_closing()):
+                    return connection
+                connection.close()  # its place is taken by the new one
+        return await self._dial(self._requests)
+
+    async def _turn(self) -> UpstreamConnection | None:
+        """What was given back, or None: there is a place for a new one."""
+        limits = self._limits
+        under_way = f"{self.name} has {limits.requests} requests under way"
+        if len(self._turns) >= limits.queue:
+            raise UpstreamBusy(f"{under_way} and {limits.queue} waiting; try again")
+        try:
+            connection = await self._turns.wait(seconds=limits.queue_seconds)
+        except TimeoutError as exc:
             raise UpstreamBusy(
-                f"{self.name} has {self._max_connections} connections already; try again"
-            )
-        connection = UpstreamConnection(self)
-        self._connecting.add(connection)
+                f"{under_way}, and none ended within {limits.queue_seconds:g} s; try again"
+            ) from exc
+        if connection is None:
+            self._requests.promised -= 1
+        return connection
+
+    def _admit(self) -> None:
+        """Give places that have become free to those who wait."""
+        while self._turns and not self._requests.is_full:
+            self._requests.promised += 1
+            if not self._turns.give(None):
+                self._requests.promised -= 1
+
+    def _pass_on(self, turn: UpstreamConnection | None) -> None:
+        """Who was to have this connection, or place, has gone."""
+        if turn is None:
+            self._requests.promised -= 1
+            self._admit()
+        elif not turn.transport.is_closing():
+            self.give_back(turn)
+
+    async def _dial(self, share: Share) -> UpstreamConnection:
+        connection = UpstreamConnection(self, share)
+        share.connecting.add(connection)
         try:
             async with asyncio.timeout(self._connect_timeout):
                 await self._connect(lambda: connection)
@@ -232,37 +320,43 @@ class Pool:
             what = errno.errorcode.get(exc.errno or 0, type(exc).__name__)
             raise UpstreamUnreachable(f"{self.name} refuses connections ({what})") from exc
         finally:
-            self._connecting.discard(connection)
+            share.connecting.discard(connection)
+            self._admit()
+        if self.retired:
+            connection.close()
+            raise UpstreamUnreachable(f"{self.name} was replaced by a newer one")
         if connection.transport.is_closing():
             raise UpstreamUnreachable(f"{self.name} closed the connection at once")
         return connection
 
-    def made(self, connection: UpstreamConnection) -> None:
+    def made(self) -> None:
         """A connection has been established."""
-        self._connecting.discard(connection)
-        self._open.add(connection)
         self._active.add(self)
 
     def give_back(self, connection: UpstreamConnection) -> None:
-        """Keep an idle connection for the next request."""
+        """Keep an idle connection for the next request, or give it to one that waits."""
         if self.retired:
             connection.close()
             return
+        if self._turns:
+            connection.reused = True
+            if self._turns.give(connection):
+                return
         connection.idle_since = self.now()
         self._idle.append(connection)
 
     def forget(self, connection: UpstreamConnection) -> None:
         """A connection is gone."""
-        self._open.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
+        self._admit()
 
     def sweep(self, now: float) -> None:
         """Close what has been idle for too long, cut what has been closed and does not end."""
-        if not self._open:
+        if not self._requests.open and not self._upgrades.open:
             self._active.discard(self)
             return
-        for connection in self._open:
+        for connection in self.connections():
             closed = connection.transport.is_closing() and not connection.is_tunnel
             if closed and now - connection.idle_since > _FLUSH_SECONDS:
                 connection.transport.abort()
@@ -275,7 +369,7 @@ class Pool:
         self._idle = kept
 
     def retire(self) -> None:
-        """Close what is idle; requests under way finish, tunnels are cut.
+        """Close what is idle; requests under way finish, those that wait do not, tunnels are cut.
 
         Tunnels end without a Close frame: after a clean end HMR clients do not come back.
         """
@@ -283,23 +377,28 @@ class Pool:
         idle, self._idle = self._idle, []
         for connection in idle:
             connection.close()
-        for connection in self._open:
+        self._turns.refuse(lambda: UpstreamUnreachable(f"{self.name} was replaced by a newer one"))
+        for connection in self._upgrades.open:
             if connection.is_tunnel:
                 connection.transport.abort()
 
     def cut(self) -> None:
         """Retire, and end requests under way, too."""
         self.retire()
-        for connection in tuple(self._open):
+        for connection in self.connections():
             connection.transport.abort()
+
+    def connections(self) -> list[UpstreamConnection]:
+        """All connections that are established."""
+        return [*self._requests.open, *self._upgrades.open]
 
     @property
     def is_unused(self) -> bool:
         """Whether all its connections are idle."""
-        return len(self._open) + len(self._connecting) == len(self._idle)
+        return len(self) == len(self._idle)
 
     def __len__(self) -> int:
-        return len(self._open) + len(self._connecting)
+        return len(self._requests) + len(self._upgrades)
 
 
 def tcp_connect(endpoint: Endpoint) -> Callable[..., Awaitable[Any]]:

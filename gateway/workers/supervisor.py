@@ -176,5 +176,7 @@ def share(settings: Settings) -> Settings:
         update={
             "max_connections": part(settings.max_connections),
             "max_connections_per_preview": part(settings.max_connections_per_preview),
+            "max_queue_per_preview": part(settings.max_queue_per_preview),
+            "max_tunnels_per_preview": part(settings.max_tunnels_per_preview),
         }
     )

@@ -457,7 +457,7 @@ class Gateway:
     def held(self) -> int:
         """Bytes that wait in the gateway's transports, kernel not included."""
         clients = chain(self.listener.connections, self.listener.tunnels)
-        servers = chain.from_iterable(pool._open for pool in self.plane.pools)
+        servers = chain.from_iterable(pool.connections() for pool in self.plane.pools)
         transports = [c.transport for c in clients] + [c.transport for c in servers]
         return sum(transport.get_write_buffer_size() for transport in transports)
 

@@ -235,7 +235,7 @@ async def test_hundreds_of_requests_at_once(gateway: Gateway) -> None:
 
 
 async def test_connections_to_one_preview_have_a_limit(start: Start) -> None:
-    gateway = await start(max_connections_per_preview=2)
+    gateway = await start(max_connections_per_preview=2, max_queue_per_preview=0)
     dev = await gateway.preview()
     clients = [await gateway.client() for _ in range(3)]
     for client in clients[:2]:

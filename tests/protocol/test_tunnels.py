@@ -190,7 +190,7 @@ async def test_a_dev_server_may_take_its_time(gateway: Gateway) -> None:
     """One that compiles does not answer; ending the socket would only cost the page its state."""
     client, peer = await tunnelled(gateway)
 
-    (upstream,) = gateway.pool()._open
+    (upstream,) = gateway.pool().connections()
     for _ in range(UPSTREAM_SECONDS // PING_SECONDS - 1):
         seconds_pass(gateway, PING_SECONDS)
         assert await client.exactly(2) == PING
@@ -243,7 +243,7 @@ async def test_a_client_that_takes_its_ping_slowly_is_not_gone(gateway: Gateway)
 async def test_the_kernel_watches_both_sides(gateway: Gateway) -> None:
     await tunnelled(gateway)
     (connection,) = gateway.listener.tunnels
-    (upstream,) = gateway.pool()._open
+    (upstream,) = gateway.pool().connections()
     for transport in (connection.transport, upstream.transport):
         sock = transport.get_extra_info("socket")
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
@@ -266,7 +266,7 @@ async def test_fault_14_a_reset_is_noticed_while_nobody_reads(gateway: Gateway, 
 
 def transports(gateway: Gateway) -> list[asyncio.Transport]:
     near = [connection.transport for connection in gateway.listener.tunnels]
-    return near + [connection.transport for connection in gateway.pool()._open]
+    return near + [connection.transport for connection in gateway.pool().connections()]
 
 
 @pytest.mark.parametrize("end", [Peer.end, Peer.reset], ids=["FIN", "RST"])

@@ -11,7 +11,7 @@ from gateway.proxy.forwarded import Forwarding
 from gateway.proxy.http1 import RequestHead, RequestParser, ResponseHead, ResponseParser
 from gateway.proxy.place import CONTROL, Place, Places
 from gateway.proxy.profile import LocalProfile, Profile, PublicProfile
-from gateway.proxy.upstream import Pool
+from gateway.proxy.upstream import Pool, PoolLimits
 from gateway.session import Hmr, Route, SessionId, State
 
 ID: Final = SessionId("abcdef0123456789")
@@ -42,7 +42,7 @@ async def pool() -> Pool:
         no_connection,
         name="x",
         connect_timeout_seconds=1,
-        max_connections=1,
+        limits=PoolLimits(requests=1, tunnels=1, queue=0, queue_seconds=0),
         max_head=1,
         host=b"localhost:5173",
         origin=b"http://localhost:5173",

@@ -116,14 +116,22 @@ def test_a_worker_that_has_lived_is_replaced_at_once_again() -> None:
 
 def test_limits_of_the_gateway_are_divided_among_its_workers() -> None:
     settings = load_settings(
-        {"workers": 4, "max_connections": 10, "max_connections_per_preview": 1}
+        {
+            "workers": 4,
+            "max_connections": 10,
+            "max_connections_per_preview": 1,
+            "max_queue_per_preview": 5,
+            "max_tunnels_per_preview": 9,
+        }
     )
     part = share(settings)
-    assert (part.max_connections, part.max_connections_per_preview) == (3, 1)
-    assert (
-        part.model_copy(update={"max_connections": 10, "max_connections_per_preview": 1})
-        == settings
-    ), "nothing else differs"
+    parts = {
+        "max_connections": 3,
+        "max_connections_per_preview": 1,
+        "max_queue_per_preview": 2,
+        "max_tunnels_per_preview": 3,
+    }
+    assert part == settings.model_copy(update=parts), "nothing else differs"
 
 
 # -- messages --------------------------------------------------------------------------------------
