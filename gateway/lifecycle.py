@@ -87,6 +87,17 @@ class Lifecycle:
         self._spawn_task(self._heartbeat.beat(), "heartbeat")
         self._spawn_task(self._takeover.watch(), "watch for lost replicas")
         self._spawn_task(self._sweeper.sweep_often(), "session sweep")
+        if self._spawner is not None:
+            self._spawn_task(self._tidy(self._spawner), "removal of leftovers")
+
+    async def _tidy(self, spawner: Spawner) -> None:
+        """Remove what died with other replicas of this machine, once it is taken over."""
+        while True:
+            await asyncio.sleep(self._settings.lease_seconds)
+            try:
+                await spawner.tidy(grace_seconds=2 * self._settings.lease_seconds)
+            except OSError as exc:
+                log.warning("leftovers of other replicas are not removed: %s", exc)
 
     def leave(self) -> None:
         """Begin to hand over to other replicas what runs here; ``close`` waits for it."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 from gateway import usage
 from gateway.proxy.listener import Listener
@@ -14,6 +14,9 @@ from gateway.proxy.routes import RouteTable, Waker
 from gateway.registry.base import Registry
 from gateway.settings import Settings
 from gateway.telemetry import Sample
+
+#: The loop says once a second that it runs; a busy machine may be late.
+_SHORTEST_STALL_SECONDS: Final = 2.5
 
 
 class Serving:
@@ -26,9 +29,9 @@ class Serving:
             registry,
             wait_seconds=settings.registration_wait_seconds,
             max_age_seconds=settings.route_max_age_seconds,
-            # A lease is renewed three times in its life: with less than half of it lost in a stall
-            # no other replica can have claimed anything.
-            stall_seconds=settings.lease_seconds / 2,
+            # A lease is renewed three times in its life: with no more than half of it lost in a
+            # stall no other replica can have claimed anything.
+            stall_seconds=max(settings.lease_seconds / 2, _SHORTEST_STALL_SECONDS),
             clock=time.monotonic,
         )
         self.plane = DataPlane(

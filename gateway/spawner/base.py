@@ -50,6 +50,12 @@ class Spawner(Protocol):
     async def open(self) -> None:
         """Make ready; remove what a former life left behind."""
 
+    async def tidy(self, *, grace_seconds: float) -> None:
+        """Remove what spawners left behind that died, and were found dead so long ago.
+
+        Until then what they started may still serve: nobody has taken it over yet.
+        """
+
     async def close(self) -> None:
         """Stop everything this spawner started and free what it holds. Idempotent."""
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import fcntl
 import logging
 import secrets
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -45,13 +46,25 @@ class Tenure:
             self._file.close()
             self._file = None
 
-    def dead(self) -> Iterator[str]:
-        """Names of dead spawners. Each is locked while the caller looks at it, so that only one
-        cleans up after it, and forgotten when the caller goes on to the next.
-        """
+    def find_dead(self) -> set[str]:
+        """Names of dead spawners, at this moment."""
+        return set(self._unlocked())
+
+    def _unlocked(self) -> Iterator[str]:
         for path in self._folder.glob("*.lock"):
             if path.stem == self.name:
                 continue
+            with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+                # Shared, so that two who look at the same time do not take each other for its life.
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+                yield path.stem
+
+    def dead(self, names: Collection[str]) -> Iterator[str]:
+        """The dead spawners among ``names``. Each is locked while the caller looks at it, so that
+        only one cleans up after it, and forgotten when the caller goes on to the next.
+        """
+        for name in names:
+            path = self._path(name)
             try:
                 file = path.open("r+b")
             except FileNotFoundError:

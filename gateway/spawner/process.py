@@ -8,8 +8,11 @@ are no security boundary.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import logging
+import time
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from typing import Final
 
 from gateway.errors import SpawnFailed
 from gateway.session import SessionId
@@ -21,6 +24,8 @@ from gateway.spawner.nodejs import Node, find_node
 from gateway.spawner.run import Equipment, Run
 from gateway.spawner.strays import Mark, end_processes
 from gateway.spawner.threads import in_thread
+
+log: Final = logging.getLogger(__name__)
 
 
 class ProcessSpawner:
@@ -34,6 +39,8 @@ class ProcessSpawner:
         self._finding = asyncio.Lock()
         self._runs: dict[tuple[SessionId, int], Run] = {}
         self._closed = True
+        #: When each dead spawner was found.
+        self._dead: dict[str, float] = {}
         dependencies = Dependencies(settings, spawner=self._tenure.name, node=self._node)
         self._equipment = Equipment(settings, self._tenure.name, dependencies, self._node)
 
@@ -41,12 +48,23 @@ class ProcessSpawner:
         """Make ready: kill the processes and remove the files of dead spawners, find Node."""
         await in_thread(self._tenure.begin)
         self._closed = False
-        dead = self._tenure.dead()
-        while name := await in_thread(next, dead, ""):
-            await end_processes(Mark(name), grace_seconds=0)
-            await in_thread(self._tenure.clean, name)
+        await self._clean_up(await in_thread(self._tenure.find_dead))
         with suppress(SpawnFailed):  # told to who needs it: not every session does
             await self._node()
+
+    async def tidy(self, *, grace_seconds: float) -> None:
+        """See ``Spawner.tidy``."""
+        now = time.monotonic()
+        names = await in_thread(self._tenure.find_dead)
+        self._dead = {name: self._dead.get(name, now) for name in names}
+        await self._clean_up({n for n, since in self._dead.items() if now - since >= grace_seconds})
+
+    async def _clean_up(self, names: Collection[str]) -> None:
+        dead = self._tenure.dead(names)
+        while name := await in_thread(next, dead, ""):
+            log.info("what the dead spawner %s left behind is removed", name)
+            await end_processes(Mark(name), grace_seconds=0)
+            await in_thread(self._tenure.clean, name)
 
     async def close(self) -> None:
         """Stop everything and free it. Idempotent."""

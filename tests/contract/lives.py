@@ -38,6 +38,9 @@ class ScriptedSpawner:
     async def open(self) -> None:
         return None
 
+    async def tidy(self, *, grace_seconds: float) -> None:
+        return None
+
     async def close(self) -> None:
         self.running.clear()
 

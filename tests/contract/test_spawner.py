@@ -899,6 +899,23 @@ async def test_a_new_spawner_cleans_up_after_a_dead_one_and_spares_the_living(
         assert (await get(server, "/"))[1] == "hello"
 
 
+async def test_a_living_spawner_cleans_up_after_a_dead_one_in_time_but_not_at_once(
+    spawner: ProcessSpawner, data_dir: Path
+) -> None:
+    work = {"sessionId": ID, "command": SERVE, "files": texts(SILENT_FILES)}
+    async with Elsewhere(data_dir, **work) as dead:
+        await spawner.tidy(grace_seconds=0)
+        assert len(processes(ID)) == 1, "its spawner lives"
+        await dead.kill()
+        await spawner.tidy(grace_seconds=60)
+        await spawner.tidy(grace_seconds=60)
+        assert len(processes(ID)) == 1, "it may serve until somebody has taken it over"
+        await spawner.tidy(grace_seconds=0)
+        assert not processes(ID)
+        assert workspaces(data_dir) == []
+        assert is_free(dead.port)
+
+
 async def test_vite_ends_by_itself_when_its_spawner_dies(
     new_spawner: NewSpawner, data_dir: Path
 ) -> None:

@@ -88,6 +88,33 @@ async def test_fault_26_a_killed_replica_costs_nothing_but_what_it_had_under_way
     await until_one_runs([*sessions, *others], seconds=20)
 
 
+@pytest.mark.parametrize("fleet", [2.0], indirect=True, ids=["lease of 2 s"])
+async def test_what_outlives_a_killed_gateway_serves_until_it_is_taken_over_and_is_removed_then(
+    fleet: Fleet, data_dir: Path
+) -> None:
+    victim, *_ = fleet.replicas
+    sessions = [(await fleet.api(victim).create(STATIC, ready=True))["id"] for _ in range(3)]
+    load = Load(fleet, sessions)
+    async with load.running():
+        await asyncio.sleep(0.5)
+        fleet.ready.remove(victim)
+        victim.kill(signal.SIGKILL)
+        await victim.exited()
+
+        async def all_back() -> bool:
+            return all(len(load.seen.get(name, ())) > 1 for name in sessions)
+
+        await until(all_back, seconds=30)
+    assert len(load.failures) <= load.width, load.failures
+    await until_one_runs(sessions, seconds=20)
+
+    async def one_workspace_each() -> bool:
+        names = [path.name.partition(".")[0] for path in (data_dir / "workspaces").iterdir()]
+        return all(names.count(session) == 1 for session in sessions)
+
+    await until(one_workspace_each, seconds=10)
+
+
 async def ticks(http: aiohttp.ClientSession, url: str, seen: list[tuple[float, str]]) -> None:
     """Read an endless response, and when each part of it came."""
     try:
