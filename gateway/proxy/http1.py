@@ -499,7 +499,7 @@ class RequestParser(_MessageParser):
             method=method,
             target=self._target,
             http10=version == "1.0",
-            keep_alive=llhttp.should_keep_alive(),
+            keep_alive=_keeps_alive(llhttp, special, version),
             lines=self._fields.lines,
             special=special,
             content_length=length or 0,
@@ -617,7 +617,7 @@ class ResponseParser(_MessageParser):
             status=status,
             reason=self._reason,
             # Something always follows an interim response.
-            keep_alive=status < 200 or llhttp.should_keep_alive(),
+            keep_alive=status < 200 or _keeps_alive(llhttp, special, version),
             lines=self._fields.lines,
             special=special,
             content_length=0 if empty else length,
@@ -652,6 +652,16 @@ def _framing(special: dict[bytes, bytes], version: str) -> tuple[bool, int | Non
     if not length.isdigit():
         raise Refusal(400, "Content-Length is no number")
     return False, int(length)
+
+
+def _keeps_alive(llhttp: Any, special: dict[bytes, bytes], version: str) -> bool:
+    """Whether another message may follow. RFC 9112 9.3."""
+    keeps: bool = llhttp.should_keep_alive()
+    if version == "1.1" or not keeps:
+        return keeps
+    # Of both options in HTTP/1.0, llhttp heeds keep-alive.
+    options = special.get(b"connection", b"").lower().split(b",")
+    return b"close" not in [option.strip(WHITESPACE) for option in options]
 
 
 #: A host name or an IP literal, and a port (RFC 9110 7.2; without RFC 3986's exotic characters).

@@ -128,6 +128,8 @@ def test_pipelined_requests_come_one_after_the_other() -> None:
         (b"Connection: foo, Close", b"1.1", False),
         (b"X: y", b"1.0", False),
         (b"Connection: keep-alive", b"1.0", True),
+        (b"Connection: keep-alive, Close", b"1.0", False),
+        (b"Connection: keep-alive, closed", b"1.0", True),
     ],
 )
 def test_what_follows_the_last_request_is_ignored(
