@@ -3,24 +3,29 @@
 #   docker build --target process -t preview-gateway:process .   runs dev servers itself (Node.js)
 #   docker build --target gateway -t preview-gateway .           leaves them to something else
 #
-# Every package is installed by its hash; nothing is fetched that a lock file does not name, but the
-# base image and tini.
+# Their data plane is compiled (hatch_build.py); the compiler stays in the stage that builds it. Every
+# package is installed by its hash; nothing is fetched that a lock file does not name, but the base
+# image, the compiler and tini.
 
 ARG PYTHON_VERSION=3.12
 
 FROM python:${PYTHON_VERSION}-slim AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_ROOT_USER_ACTION=ignore
 WORKDIR /src
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends gcc libc6-dev \
+    && rm -rf /var/lib/apt/lists/*
 # The environment changes with the lock file, the wheel with every commit: in this order the layers
-# of the former are kept.
+# of the former are kept. What the gateway runs on is also where it is compiled: mypyc goes by the
+# types of what a module imports.
 COPY requirements.lock requirements-build.lock ./
 RUN python -m venv /opt/gateway \
     && /opt/gateway/bin/pip install --require-hashes -r requirements.lock \
-    && pip install --require-hashes -r requirements-build.lock
-COPY LICENSE README.md pyproject.toml ./
+    && pip install --require-hashes -r requirements.lock -r requirements-build.lock
+COPY LICENSE README.md pyproject.toml hatch_build.py ./
 COPY gateway gateway
 # Byte code is made here, because the running container can write nothing beside the code.
-RUN pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
+RUN HATCH_BUILD_HOOKS_ENABLE=1 pip wheel --no-deps --no-build-isolation --wheel-dir /wheels . \
     && /opt/gateway/bin/pip install --no-deps /wheels/*.whl \
     && /opt/gateway/bin/python -m compileall -q -j 0 /opt/gateway/lib
 

@@ -30,6 +30,7 @@ from bench.proxy.running import Cores
 #: The contestants of a quick run: those that the figures to reach name, and the plain one.
 _QUICK: Final = (
     "gateway",
+    "gateway-compiled",
     "nginx",
     "haproxy",
     "traefik",

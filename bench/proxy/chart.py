@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 from xml.sax.saxutils import escape
@@ -37,8 +37,9 @@ class Panel:
     bars: Sequence[tuple[str, float]]
 
 
-def draw(panels: Sequence[Panel], *, own: str = "gateway", base: str = "nginx") -> str:
-    """The chart. ``own`` and ``base`` stand out from the other bars."""
+def draw(panels: Sequence[Panel], *, own: Collection[str], base: str = "nginx") -> str:
+    """The chart. Those in ``own`` and ``base`` stand out from the other bars."""
+    kinds = {base: "base", **dict.fromkeys(own, "own")}
     parts: list[str] = []
     top = 0
     for panel in panels:
@@ -49,7 +50,7 @@ def draw(panels: Sequence[Panel], *, own: str = "gateway", base: str = "nginx") 
         top += _TITLE
         most = max((value for _, value in panel.bars), default=0) or 1
         for name, value in panel.bars:
-            parts += _bar(name, value, most, top, {own: "own", base: "base"}.get(name, "other"))
+            parts += _bar(name, value, most, top, kinds.get(name, "other"))
             top += _ROW
         top += _GAP
     return (

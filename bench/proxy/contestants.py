@@ -16,7 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -25,6 +25,8 @@ from bench.proxy import peers
 from bench.proxy.peers import CACHE, NODE, ROOT, Missing
 from bench.proxy.running import Cores, Running, free_port
 
+#: The two builds of the gateway.
+SUBJECTS: Final = ("gateway", "gateway-compiled")
 PREVIEW: Final = "bench-preview"
 #: The gateway's path mode; the others pass the same path on, so that all parse the same.
 BASE: Final = f"/preview/{PREVIEW}/"
@@ -203,8 +205,14 @@ def _gateway(folder: Path, port: int, upstream: int) -> Plan:
     return Plan([sys.executable, "-m", "gateway", "serve"], {"PYTHONPATH": str(ROOT), **settings})
 
 
+def _gateway_compiled(folder: Path, port: int, upstream: int) -> Plan:
+    plan = _gateway(folder, port, upstream)
+    return replace(plan, env={**plan.env, "PYTHONPATH": str(peers.compiled())})
+
+
 PLANNERS: Final[dict[str, Planner]] = {
     "gateway": _gateway,
+    "gateway-compiled": _gateway_compiled,
     "nginx": _nginx,
     "haproxy": _haproxy,
     "traefik": _traefik,
@@ -221,6 +229,9 @@ def versions(name: str) -> str:
     """The version of a contestant that is installed."""
     if name == "gateway":
         return version("preview-gateway")
+    if name == "gateway-compiled":
+        peers.compiled()
+        return f"{version('preview-gateway')}, mypyc {version('mypy')}"
     if name == "aiohttp":
         return f"{version('aiohttp')}, uvloop {version('uvloop')}"
     return peers.VERSIONS[name]()
@@ -257,7 +268,7 @@ class Contestant:
     def await_ready(self, upstream: int) -> None:
         """Wait until it forwards."""
         self.running.await_port(self.port, seconds=_START_SECONDS)
-        if self.name == "gateway":
+        if self.name in SUBJECTS:
             self._create_session(upstream)
         deadline = time.monotonic() + _START_SECONDS
         while not self._forwards():

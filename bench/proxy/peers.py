@@ -84,6 +84,12 @@ def jupyter() -> Path:
     return JUPYTER / "jupyter-server"
 
 
+def compiled() -> Path:
+    """The gateway with its data plane compiled, built again if a source has changed."""
+    _run(["make", "-s", "compiled"], ROOT)
+    return ROOT / "build" / "compiled"
+
+
 def npm() -> Path:
     """Node.js; its packages are in ``NODE``."""
     wheel("node")

@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from bench.proxy.cases import Effort, Metric
 from bench.proxy.chart import Panel, draw
+from bench.proxy.contestants import SUBJECTS
 from bench.proxy.figures import Figure, ratios, shown
 
-SUBJECT: Final = "gateway"
 BASE: Final = "nginx"
 DIRECT: Final = "direct"
 _BEGIN: Final = "<!-- figures: written by `python -m bench.proxies --record` -->"
@@ -55,15 +55,15 @@ class Results:
     taken_at: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d"))
 
 
-def verdict(result: CaseResult, metric: Metric) -> str:
-    """Whether the gateway has reached what it is to reach, in words; empty without a limit."""
-    if metric.reach is None or metric.goal is None or SUBJECT not in result.figures:
+def verdict(result: CaseResult, metric: Metric, subject: str) -> str:
+    """Whether ``subject`` has reached what it is to reach, in words; empty without a limit."""
+    if metric.reach is None or metric.goal is None or subject not in result.figures:
         return ""
     if metric.absolute:
-        value = result.figures[SUBJECT][metric.key].median
+        value = result.figures[subject][metric.key].median
         of = metric.unit
-    elif SUBJECT in (found := result.ratios(metric)):
-        value = found[SUBJECT]
+    elif subject in (found := result.ratios(metric)):
+        value = found[subject]
         of = f"x {result.base}"
     else:
         return ""
@@ -72,9 +72,8 @@ def verdict(result: CaseResult, metric: Metric) -> str:
         what = "goal met"
     elif value <= metric.reach:
         what = "reached"
-    return (
-        f"{metric.title}: {shown(value)} {of}; reach {metric.reach:g}, goal {metric.goal:g}: {what}"
-    )
+    limits = f"reach {metric.reach:g}, goal {metric.goal:g}"
+    return f"{subject}, {metric.title}: {shown(value)} {of}; {limits}: {what}"
 
 
 def table(result: CaseResult) -> list[list[str]]:
@@ -136,8 +135,11 @@ def print_case(result: CaseResult) -> None:
 
 
 def verdicts(result: CaseResult) -> Iterator[str]:
-    """One line for every limit."""
-    return (line for metric in result.metrics if (line := verdict(result, metric)))
+    """One line for every limit and build."""
+    for metric in result.metrics:
+        for subject in SUBJECTS:
+            if line := verdict(result, metric, subject):
+                yield line
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -180,14 +182,14 @@ def as_json(results: Results) -> dict[str, Any]:
 def write(results: Results, path: Path) -> None:
     """Write JSON, and the chart beside it."""
     path.write_text(json.dumps(as_json(results), indent=1) + "\n")
-    path.with_suffix(".svg").write_text(draw(panels(results)))
+    path.with_suffix(".svg").write_text(draw(panels(results), own=SUBJECTS))
     print(f"\nwritten: {path.name} and {path.with_suffix('.svg').name} in {path.parent.name}/")
 
 
 def record(results: Results, docs: Path) -> None:
     """Put the run into the documentation."""
     (docs / "performance.json").write_text(json.dumps(as_json(results), indent=1) + "\n")
-    (docs / "performance.svg").write_text(draw(panels(results)))
+    (docs / "performance.svg").write_text(draw(panels(results), own=SUBJECTS))
     page = docs / "performance.md"
     before, _, rest = page.read_text().partition(_BEGIN)
     _, _, after = rest.partition(_END)
@@ -232,7 +234,7 @@ def markdown(results: Results) -> str:
         lines.append(f"| {' | '.join(head)} |")
         lines.append("|---|" + "---:|" * (len(head) - 1))
         for row in rows:
-            cells = [f"**{text}**" if row[0] == SUBJECT and text else text for text in row]
+            cells = [f"**{text}**" if row[0] in SUBJECTS and text else text for text in row]
             lines.append(f"| {' | '.join(cells)} |")
         found = list(verdicts(result))
         lines += ["", *(f"- {line}" for line in found)] if found else []

@@ -11,7 +11,7 @@ from bench.proxy.chart import Panel, draw
 from bench.proxy.figures import Figure, percentile, ratios, shown
 from bench.proxy.frames import frame, split_frames, unmask
 from bench.proxy.load import complete
-from bench.proxy.report import CaseResult, table, verdict
+from bench.proxy.report import CaseResult, table, verdict, verdicts
 
 CPU = Metric("cpu", "CPU", "us", reach=1.5, goal=1.0)
 
@@ -57,11 +57,21 @@ def test_numbers_are_shown_with_three_digits_that_count(value: float, text: str)
 
 @pytest.mark.parametrize(("cpu", "word"), [(20, "goal met"), (29, "reached"), (31, "missed")])
 def test_a_verdict_says_what_was_reached(cpu: float, word: str) -> None:
-    assert verdict(result(nginx=20, gateway=cpu), CPU).endswith(word)
+    assert verdict(result(nginx=20, gateway=cpu), CPU, "gateway").endswith(word)
+
+
+def test_each_build_has_a_verdict_of_its_own() -> None:
+    both = result(nginx=20, gateway=31)
+    both.figures["gateway-compiled"] = {"cpu": Figure((20.0,))}
+    pure, compiled = verdicts(both)
+    assert pure.startswith("gateway, ")
+    assert pure.endswith("missed")
+    assert compiled.startswith("gateway-compiled, ")
+    assert compiled.endswith("goal met")
 
 
 def test_there_is_no_verdict_without_nginx() -> None:
-    assert verdict(result(gateway=1), CPU) == ""
+    assert verdict(result(gateway=1), CPU, "gateway") == ""
 
 
 def test_a_table_begins_with_the_cheapest_contestant() -> None:
@@ -108,7 +118,7 @@ def test_an_answer_is_complete_in_either_framing() -> None:
 
 
 def test_the_chart_is_well_formed_and_bars_are_in_proportion() -> None:
-    svg = draw([Panel("CPU <1 KiB>", "us", [("nginx", 20.0), ("gateway", 40.0)])])
+    svg = draw([Panel("CPU <1 KiB>", "us", [("nginx", 20.0), ("gateway", 40.0)])], own=["gateway"])
     root = ElementTree.fromstring(svg)  # noqa: S314 - our own
     bars = {
         bar.get("class"): float(bar.get("width", "0"))

@@ -102,3 +102,15 @@ def test_no_binary_lies_beside_the_sources() -> None:
     """It would be imported instead of the source, whatever has been edited since."""
     found = [path for path in (ROOT / "gateway").rglob("*") if path.suffix in {".so", ".pyd"}]
     assert found == []
+
+
+def test_what_the_image_is_made_of_is_not_kept_from_it() -> None:
+    kept = (ROOT / ".dockerignore").read_text().splitlines()
+    copied = {
+        name
+        for line in (ROOT / "Dockerfile").read_text().splitlines()
+        if line.startswith("COPY ") and "--from=" not in line
+        for name in line.split()[1:-1]
+    }
+    assert "hatch_build.py" in copied
+    assert copied <= {line.removeprefix("!") for line in kept if line.startswith("!")}
