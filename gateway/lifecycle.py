@@ -14,7 +14,6 @@ import asyncio
 import logging
 import os
 from collections.abc import Callable, Collection, Coroutine, Mapping, Sequence
-from dataclasses import replace
 from typing import Any, Final
 
 from gateway.errors import (
@@ -31,6 +30,7 @@ from gateway.registry.base import Change, NewSession, Registered, Registry, Repl
 from gateway.session import ENDED, OWNED, PENDING, Route, Session, SessionId, State
 from gateway.settings import Settings
 from gateway.spawner.base import Spawner
+from gateway.stopping import Stopping
 from gateway.sweep import Sweeper
 from gateway.takeover import Takeover
 from gateway.watchers import Watchers
@@ -59,6 +59,7 @@ class Lifecycle:
         self._sweeper = Sweeper(settings, registry, replica, self)
         self._takeover = Takeover(settings, registry, replica, self)
         self._watchers = Watchers(registry)
+        self._stopping = Stopping(settings, registry, self._watchers, self._takeover)
         self._handover = Handover(settings, registry, replica, self._watchers)
         self._held: dict[SessionId, Holding] = {}
         self._slots = asyncio.Semaphore(_STARTS_PER_CPU * (os.cpu_count() or 1))
@@ -181,7 +182,7 @@ class Lifecycle:
                 session = registered.session
                 if session.state is not State.STOPPING:
                     return registered
-            await self._until_ended(session)
+            await self._stopping.until_ended(session)
         raise SessionConflict(new.id)
 
     def _begin(self, session: Session, *, in_turn: bool = False) -> None:
@@ -277,43 +278,8 @@ class Lifecycle:
         await self._drop(holding)
 
     async def stop(self, session_id: SessionId, *, reason: str) -> tuple[Session, bool]:
-        """Stop a session, whoever owns it. Returns it, and whether it was stopped already.
-
-        Waits until the owner has stopped the dev server. Raises SessionNotFound.
-        """
-        before = await self._registry.session(session_id)
-        if before is None:
-            raise SessionNotFound(session_id)
-        already = before.state in ENDED or before.state is State.STOPPING
-        session = await self._registry.request_stop(session_id, reason=reason)
-        if not already:
-            log.info("session %s stops: %s", session_id, reason)
-        if session.state is State.STOPPING:
-            session = await self._until_ended(session)
-        return session, already
-
-    async def _until_ended(self, stopping: Session) -> Session:
-        session = stopping
-        limit = self._settings.stop_grace_seconds + self._settings.lease_seconds
-        alive_check = max(1.0, self._settings.stop_grace_seconds)
-        waited = 0.0
-        while session.state is State.STOPPING and waited < limit:
-            session = await self.wait(
-                session.id, lambda s: s.state is not State.STOPPING, seconds=alive_check
-            )
-            waited += alive_check
-            if session.generation != stopping.generation:
-                # It has ended, and somebody has begun it anew already.
-                return replace(stopping, state=stopping.stop_to or State.STOPPED)
-            if session.state is State.STOPPING:
-                await self._finish_for_dead_owner(session)
-        return session
-
-    async def _finish_for_dead_owner(self, session: Session) -> None:
-        try:
-            await self._takeover.finish(session)
-        except Fenced:
-            log.info("session %s was ended by another replica", session.id)
+        """See ``Stopping.stop``."""
+        return await self._stopping.stop(session_id, reason=reason)
 
     async def _finish_stop(self, holding: Holding) -> None:
         await self._drop(holding)

@@ -38,6 +38,7 @@ RANKS: Final[dict[str, int]] = {
     "gateway.takeover": 3,
     "gateway.handover": 3,
     "gateway.watchers": 3,
+    "gateway.stopping": 3,
     "gateway.proxy.connection": 4,
     "gateway.proxy.exchange": 4,
     "gateway.proxy.listener": 4,
@@ -74,6 +75,7 @@ ALLOWED: Final = {
     ("gateway.lifecycle", "gateway.handover"),
     ("gateway.lifecycle", "gateway.heartbeat"),
     ("gateway.lifecycle", "gateway.holding"),
+    ("gateway.lifecycle", "gateway.stopping"),
     ("gateway.lifecycle", "gateway.sweep"),
     ("gateway.lifecycle", "gateway.takeover"),
     ("gateway.lifecycle", "gateway.watchers"),
@@ -82,6 +84,8 @@ ALLOWED: Final = {
     ("gateway.handover", "gateway.holding"),
     ("gateway.handover", "gateway.takeover"),
     ("gateway.sweep", "gateway.takeover"),
+    ("gateway.stopping", "gateway.takeover"),
+    ("gateway.stopping", "gateway.watchers"),
 }
 
 #: What a package never imports, of ours or of others'.
