@@ -11,10 +11,11 @@ DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 LOCK_FLAGS ?=
 
-# The gateway with its data plane compiled. PYTHONPATH puts it before the sources; the other keeps
-# `python -m` from putting the current folder before both.
+# The gateway with its data plane compiled. PYTHONPATH puts it before the sources; the others keep
+# `python -m` and pytest from putting the current folder before both.
 COMPILED := build/compiled
-RUN_COMPILED := PYTHONPATH=$(CURDIR)/$(COMPILED) PYTHONSAFEPATH=1
+PYTEST_COMPILED := PYTHONPATH=$(CURDIR)/$(COMPILED) PYTHONSAFEPATH=1 \
+	$(BIN)/pytest --build compiled --import-mode append
 # What runs once more on it: all tests of the data plane's parts, and some of whole gateways.
 COMPILED_TESTS ?= tests/unit tests/protocol \
 	tests/e2e/test_main_job.py tests/e2e/test_streams.py tests/e2e/test_loopback.py
@@ -51,7 +52,7 @@ test-compiled: setup
 		echo "test: no C compiler, or no headers of Python: the compiled build is not tested"; \
 	else \
 		$(MAKE) --no-print-directory compiled && \
-		{ $(RUN_COMPILED) $(BIN)/pytest --build compiled $(COMPILED_TESTS) $(PYTEST_FLAGS) || \
+		{ $(PYTEST_COMPILED) $(COMPILED_TESTS) $(PYTEST_FLAGS) || \
 			{ [ $$? -eq 5 ] && [ -n "$(strip $(PYTEST_FLAGS))" ]; }; }; \
 	fi
 
