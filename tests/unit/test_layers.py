@@ -18,6 +18,7 @@ RANKS: Final[dict[str, int]] = {
     "gateway.session": 1,
     "gateway.registry.url": 0,
     "gateway.settings": 1,
+    "gateway.archive": 1,
     "gateway.telemetry": 1,
     "gateway.usage": 2,
     "gateway.proxy.fields": 1,
