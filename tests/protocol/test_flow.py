@@ -111,7 +111,9 @@ async def test_50_mb_pass_through_in_bounded_memory(
 @pytest.mark.parametrize(
     "framing", [b"Content-Length: 40000000\r\n", b"Transfer-Encoding: chunked\r\n", b""]
 )
-async def test_a_slow_reader_holds_the_dev_server_back(gateway: Gateway, framing: bytes) -> None:
+async def test_fault_16_a_slow_reader_holds_the_dev_server_back(
+    gateway: Gateway, framing: bytes
+) -> None:
     client, peer = await asked(gateway)
     peer.send(OK + framing + b"\r\n")
     head = await client.response_head()
@@ -126,7 +128,7 @@ async def test_a_slow_reader_holds_the_dev_server_back(gateway: Gateway, framing
         await again(client, peer)
 
 
-async def test_a_slow_dev_server_holds_the_upload_back(gateway: Gateway) -> None:
+async def test_fault_16_a_slow_dev_server_holds_the_upload_back(gateway: Gateway) -> None:
     size = 40_000_000
     client, peer = await asked(gateway, b"Content-Length: %d" % size, method=b"POST")
     peer.pause()
@@ -279,7 +281,7 @@ async def test_client_connections_have_a_limit(start: Start) -> None:
 # -- deadlines -----------------------------------------------------------------------------------
 
 
-async def test_a_silent_connection_is_closed(start: Start) -> None:
+async def test_fault_15_a_silent_connection_is_closed(start: Start) -> None:
     gateway = await start(head_timeout_seconds=0.2)
     client = await gateway.client()
     assert await client.rest() == b""
@@ -291,7 +293,7 @@ async def dribble(client: Client) -> None:
         await asyncio.sleep(0.02)
 
 
-async def test_a_slow_head_is_408_at_the_deadline(start: Start) -> None:
+async def test_fault_15_a_slow_head_is_408_at_the_deadline(start: Start) -> None:
     gateway = await start(head_timeout_seconds=0.5)
     client = await gateway.client()
     loop = asyncio.get_running_loop()
@@ -305,7 +307,7 @@ async def test_a_slow_head_is_408_at_the_deadline(start: Start) -> None:
     await asyncio.gather(dribbling, return_exceptions=True)
 
 
-async def test_a_slow_second_head_is_408_too(start: Start) -> None:
+async def test_fault_15_a_slow_second_head_is_408_too(start: Start) -> None:
     """Its deadline begins with its first byte, not with the connection."""
     gateway = await start(head_timeout_seconds=0.5, keepalive_seconds=60)
     dev = await gateway.preview()
