@@ -181,6 +181,13 @@ class Registry(Protocol):
         not fit (nothing is changed then), SessionNotFound if there is no record.
         """
 
+    async def restore(self, session: Session, files: Mapping[str, bytes]) -> Session:
+        """Register again, READY, a session whose dev server runs and which the store has lost.
+
+        ``session`` is what its owner knows of it, with endpoint. Does nothing harmful if the store
+        has it: raises Fenced if it knows a newer generation, or how this one went on.
+        """
+
     async def claim(self, session_id: SessionId, *, owner: str, generation: int) -> Session:
         """Take over: become owner under a new, higher generation, in state STARTING.
 
@@ -294,8 +301,13 @@ class Registry(Protocol):
 
     # -- replicas ------------------------------------------------------------------------------
 
-    async def heartbeat(self, replica: Replica) -> None:
-        """Renew the replica's lease, for ``lease_seconds``."""
+    async def heartbeat(self, replica: Replica) -> int:
+        """Renew the replica's lease, for ``lease_seconds``; returns the store's epoch.
+
+        Another epoch than last time means that the store was away for long, or has lost its data:
+        look after what you hold, and ``restore`` what is gone. Until all had time for that, nobody
+        counts as lost for want of a lease (``is_alive``, ``lease_left``, ``lapsed``).
+        """
 
     async def resign(self, replica: Replica) -> None:
         """End the lease, if it is still this incarnation's."""

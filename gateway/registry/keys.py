@@ -15,10 +15,14 @@ INDEX: Final = "preview:index"
 CHANGES: Final = "preview:changes"
 #: Channels on which a push link hears whether it hears everything, each with a name of its own.
 ECHOES: Final = "preview:echo:"
-#: Sorted set of replica ids by the time of the last heartbeat (ms).
-REPLICAS: Final = "preview:replicas"
-#: Sorted set of owners (replica and incarnation) by the time at which their lease runs out (ms).
-OWNERS: Final = "preview:owners"
+#: Sorted set of replica ids by the time of the last heartbeat (ms). This and the next keys are in
+#: one slot, with the leases: in a cluster, whoever cannot renew a lease leaves no pulse either.
+REPLICAS: Final = "preview:{replicas}"
+#: Sorted set of owners (replica and incarnation) by the time at which their lease runs out (ms);
+#: below 0: given up then.
+OWNERS: Final = "preview:{replicas}:owners"
+#: Hash: the time of the last heartbeat of anybody, and what follows from a long silence.
+PULSE: Final = "preview:{replicas}:pulse"
 
 
 def session_key(session_id: SessionId) -> str:
@@ -43,7 +47,7 @@ def session_keys(session_id: SessionId) -> tuple[str, str, str]:
 
 def replica_key(replica_id: str) -> str:
     """String: the replica's lease, expiring by itself."""
-    return f"preview:replica:{replica_id}"
+    return f"preview:{{replicas}}:lease:{replica_id}"
 
 
 def owner_key(owner: str) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 from gateway.errors import RegistryUnavailable
 from gateway.registry import records, scripts
 from gateway.registry.base import Lapsed, Replica
 from gateway.registry.exchange import Exchange
-from gateway.registry.keys import OWNERS, REPLICAS, owner_key, replica_key
+from gateway.registry.keys import OWNERS, PULSE, REPLICAS, owner_key, replica_key
+from gateway.registry.node import Argument
 from gateway.registry.redis_client import RedisClient
 
 _log = logging.getLogger(__name__)
@@ -24,34 +25,45 @@ _FORGET_OWNER_AFTER_MS: Final = 60_000
 class Leases:
     """A lease is a key that expires by itself; sorted sets list the names that had one.
 
-    Only the key says who is alive. The sets say whom to ask about.
+    Only the key says who is alive. The sets say whom to ask about. When the registry comes back
+    after an outage, or has lost its data, nobody counts as lost until all had time to renew: see
+    ``lua/renew.lua``.
     """
 
     def __init__(self, client: RedisClient, *, lease_seconds: float) -> None:
         self._client = client
         self._lease_ms = int(lease_seconds * 1000)
+        #: Longer than between two heartbeats; a lease lasts for this and one more of them.
+        self._longest_silence_ms = self._lease_ms // 2
+        #: Until every replica has beaten once more, each with a call that ran into its limit.
+        self._held_ms = self._lease_ms // 3 + int(client.limit_seconds * 1000)
 
-    async def renew(self, replica: Replica) -> None:
-        """Hold the lease for its full time from now."""
-        key, value = replica_key(replica.id), records.encode_replica(replica)
-
-        async def write(exchange: Exchange) -> None:
-            # Listed before it is held, so that no crash in between can hide a replica.
-            await exchange.run(scripts.INDEX, [REPLICAS], [replica.id, "1"])
-            await exchange.run(scripts.INDEX, [OWNERS], [replica.owner, "1", self._lease_ms])
-            await exchange.command("SET", key, value, "PX", self._lease_ms)
-
-        await self._client.ask(f"renew {key}", write)
+    async def renew(self, replica: Replica) -> int:
+        """Hold the lease for its full time from now; returns the registry's epoch."""
+        keys = [REPLICAS, OWNERS, replica_key(replica.id), PULSE]
+        arguments: list[Argument] = [
+            replica.id,
+            replica.owner,
+            records.encode_replica(replica),
+            self._lease_ms,
+            self._longest_silence_ms,
+            self._held_ms,
+        ]
+        epoch: bytes = await self._client.ask(
+            f"renew {keys[2]}", lambda exchange: exchange.run(scripts.RENEW, keys, arguments)
+        )
+        return int(epoch)
 
     async def end(self, replica: Replica) -> None:
         """Give the lease up, unless another incarnation holds it."""
         key = replica_key(replica.id)
 
-        async def write(exchange: Exchange) -> None:
-            await exchange.run(scripts.RESIGN, [key], [replica.incarnation])
-            await exchange.run(scripts.INDEX, [OWNERS], [replica.owner, "1"])
-
-        await self._client.ask(f"resign {key}", write)
+        await self._client.ask(
+            f"resign {key}",
+            lambda exchange: exchange.run(
+                scripts.RESIGN, [key, OWNERS], [replica.incarnation, replica.owner]
+            ),
+        )
 
     async def holders(self) -> list[Replica]:
         """The replicas with a lease, by name."""
@@ -76,20 +88,32 @@ class Leases:
         return found
 
     async def is_held_by(self, owner: str) -> bool:
-        """Whether ``<replica id>/<incarnation>`` holds its lease."""
-        key = replica_key(owner.partition("/")[0])
-        value: Any = await self._client.ask(
-            f"read {key}", lambda exchange: exchange.command("GET", key)
-        )
-        return value is not None and _holder(owner, value)
+        """Whether ``<replica id>/<incarnation>`` holds its lease, or may not be called lost."""
+        return await self.left_of(owner) > 0
 
     async def left_of(self, owner: str) -> float:
-        """Seconds until its lease runs out; 0 if it has none."""
+        """Seconds until it may be called lost; 0 if it is."""
         key = replica_key(owner.partition("/")[0])
-        value, left_ms = await self._client.ask(
-            f"read {key}", lambda exchange: exchange.batch([("GET", key), ("PTTL", key)])
-        )
-        return max(left_ms, 0) / 1000 if value is not None and _holder(owner, value) else 0.0
+
+        async def read(exchange: Exchange) -> float:
+            value, left_ms, end = await exchange.batch(
+                [("GET", key), ("PTTL", key), ("ZSCORE", OWNERS, owner)]
+            )
+            if value is not None:
+                left_ms = left_ms if _holder(owner, value) else 0
+            elif end is not None and float(end) < 0:
+                left_ms = 0  # it gave it up
+            else:
+                left_ms = await self._read_held(exchange)
+            return float(max(left_ms, 0)) / 1000
+
+        return await self._client.ask(f"read {key}", read)
+
+    async def _read_held(self, exchange: Exchange) -> int:
+        """For how many ms an owner without a lease may not be called lost."""
+        arguments = [self._longest_silence_ms, self._held_ms]
+        held: int = await exchange.run(scripts.HELD, [PULSE], arguments)
+        return held
 
     async def enlist(self, owner: str) -> None:
         """Let ``lapsed`` ask about this owner."""
@@ -116,22 +140,31 @@ class Leases:
                 for owner in suspects
                 for command in (
                     ("GET", replica_key(owner.partition("/")[0])),
+                    ("PTTL", replica_key(owner.partition("/")[0])),
                     ("ZCARD", owner_key(owner)),
                 )
             ]
         )
+        held_ms = await self._read_held(exchange) if suspects else 0
         found: list[str] = []
         gone: list[str | bytes] = []
-        for owner, lease, sessions in zip(suspects, answers[::2], answers[1::2], strict=True):
-            if lease is not None and _holder(owner, lease):
+        for owner, lease, left_ms, sessions in zip(
+            suspects, answers[::3], answers[1::3], answers[2::3], strict=True
+        ):
+            if lease is None:
+                if held_ms > 0 and ends[owner] >= 0:
+                    continue
+            elif _holder(owner, lease):
+                # The lease is written a moment after its end was entered here.
+                next_ms = min(next_ms, max(left_ms, 0))
                 continue
             if sessions:
                 found.append(owner)
-            elif ends[owner] < now_ms - _FORGET_OWNER_AFTER_MS:
+            elif abs(ends[owner]) < now_ms - _FORGET_OWNER_AFTER_MS:
                 gone += (owner, f"{ends[owner]:.0f}")
         if gone:
             await exchange.run(scripts.PRUNE, [OWNERS], gone)
-        return Lapsed(found, next_ms / 1000)
+        return Lapsed(found, (min(next_ms, held_ms) if held_ms else next_ms) / 1000)
 
 
 def suspected(ends: Mapping[str, float], *, now_ms: int, lease_ms: int) -> tuple[list[str], float]:

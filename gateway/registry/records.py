@@ -53,6 +53,29 @@ def encode_new(new: NewSession) -> list[bytes]:
     return _pairs(fields)
 
 
+def encode_restored(session: Session) -> list[bytes]:
+    """Field, value, field, value ... of a session as its owner knows it."""
+    new = NewSession(
+        id=session.id,
+        digest=session.digest,
+        recipe=session.recipe,
+        files={},
+        base=session.base,
+        ttl_seconds=0,
+        idle_seconds=session.idle_seconds,
+        public=session.public,
+        metadata=session.metadata,
+        endpoint=session.endpoint,
+    )
+    known = {
+        "spawned": "1",
+        "created_at": str(session.created_at_ms),
+        "hmr_path": session.hmr.path,
+        "hmr_protocol": session.hmr.protocol,
+    }
+    return encode_new(new) + _pairs(known)
+
+
 def encode_change(change: Change) -> list[bytes]:
     """Field, value, field, value ... of what a move changes besides the state."""
     fields: dict[str, str] = {}

@@ -212,6 +212,34 @@ class RedisRegistry:
             )
         return session
 
+    async def restore(self, session: Session, files: Mapping[str, bytes]) -> Session:
+        """Index, then write, as ``register`` does; in state READY."""
+        size = sum(map(len, files.values()))
+        fields = records.encode_restored(session)
+        arguments: list[Argument] = [
+            session.owner,
+            session.generation,
+            session.expires_at_ms,
+            self._settings.tombstone_seconds * 1000,
+            session.revision,
+            session.digest,
+            len(fields) // 2,
+            *fields,
+            *await _in_thread(size, pack_files, files),
+        ]
+        await self._client.ask(
+            f"enter {session.id} into {INDEX}",
+            lambda exchange: exchange.run(scripts.INDEX, [INDEX], [session.id, "0"]),
+        )
+        await self._enlist(session.id, session.owner)
+        code, restored = await self._change(scripts.RESTORE, session.id, arguments, size=size)
+        if code == 0:
+            raise Fenced(
+                f"session {session.id} is not restored in generation {session.generation}: "
+                f"it is {_standing(restored)}"
+            )
+        return restored
+
     async def claim(self, session_id: SessionId, *, owner: str, generation: int) -> Session:
         """Take over under a new generation, in state STARTING; never a ``target`` session."""
         await self._enlist(session_id, owner)
@@ -436,9 +464,9 @@ class RedisRegistry:
 
     # -- replicas ------------------------------------------------------------------------------
 
-    async def heartbeat(self, replica: Replica) -> None:
-        """Renew the replica's lease, for ``lease_seconds``."""
-        await self._leases.renew(replica)
+    async def heartbeat(self, replica: Replica) -> int:
+        """Renew the replica's lease, for ``lease_seconds``; returns the registry's epoch."""
+        return await self._leases.renew(replica)
 
     async def resign(self, replica: Replica) -> None:
         """End the lease, if it is still this incarnation's."""

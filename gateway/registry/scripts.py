@@ -34,6 +34,9 @@ FORGET: Final = _load("forget")
 INDEX: Final = _load("index")
 PRUNE: Final = _load("prune")
 RESIGN: Final = _load("resign")
+RENEW: Final = _load("renew")
+HELD: Final = _load("held")
+RESTORE: Final = _load("restore")
 TOUCH: Final = _load("touch")
 OFFER: Final = _load("offer")
 SUCCEED: Final = _load("succeed")
@@ -50,6 +53,9 @@ ALL: Final = (
     INDEX,
     PRUNE,
     RESIGN,
+    RENEW,
+    HELD,
+    RESTORE,
     TOUCH,
     OFFER,
     SUCCEED,

@@ -14,6 +14,7 @@ from typing import Any, Final
 import pytest
 
 from gateway.registry.base import NewSession, Subscriber
+from gateway.registry.keys import PULSE
 from gateway.registry.redis_store import RedisRegistry
 from gateway.session import Endpoint, Recipe, Route, SessionId
 from gateway.settings import Settings
@@ -52,6 +53,27 @@ async def store(request: pytest.FixtureRequest, stores: Callable[[str], Store]) 
     await store.settled()
     await store.ask("FLUSHALL")
     return store
+
+
+@pytest.fixture
+async def pulse(store: Store) -> AsyncIterator[None]:
+    """Heartbeats of others as long as a test runs: whoever has no lease then has lost it."""
+
+    async def beat() -> None:
+        while True:
+            seconds, microseconds = await store.ask("TIME")
+            now_ms = int(seconds) * 1000 + int(microseconds) // 1000
+            await store.ask("HSET", PULSE, "at", now_ms, "epoch", 1, "held_until", 0)
+            beaten.set()
+            await asyncio.sleep(0.1)
+
+    beaten = asyncio.Event()
+    task = asyncio.create_task(beat(), name="pulse")
+    async with asyncio.timeout(10):
+        await beaten.wait()
+    yield
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
 
 
 @pytest.fixture(scope="session", params=["redis", "valkey"])

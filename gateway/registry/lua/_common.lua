@@ -46,9 +46,16 @@ local function set_pairs(key, first, last)
   end
 end
 
--- A number that was never handed out: a lost or rolled back record cannot bring one back.
-local function next_generation(stored)
+-- A number that was never handed out: a lost or rolled back record cannot bring one back. Versions
+-- are such numbers, too: else what is written after a failover would look older than what was lost.
+local function next_token(stored)
   return integer(math.max((tonumber(stored) or 0) + 1, clock_us()))
+end
+
+-- Whether the last heartbeat of anybody is too long ago, or in the future of a clock gone back.
+local function is_silent(at, now, longest)
+  at = tonumber(at) or 0
+  return at > now + 1000 or now - at > tonumber(longest)
 end
 
 -- Whether the session still runs its life: neither ended nor past its time.
@@ -89,6 +96,11 @@ local function publish_route()
   redis.call('PUBLISH', CHANGES, cjson.encode(route))
 end
 
+-- The record has changed.
+local function count()
+  set('version', next_token(get('version')))
+end
+
 -- Let all keys of the session live exactly as long as its record says.
 local function keep()
   local purge_at = get('purge_at')
@@ -101,7 +113,7 @@ end
 -- `nonce` marks the change, so that repeating it does nothing.
 local function enter(to, previous, nonce, stream)
   set('state', to, 'op', nonce, 'heir', '', 'heir_generation', '')
-  redis.call('HINCRBY', KEYS[1], 'version', 1)
+  count()
   if ENDED[to] then
     local now = clock_ms()
     set('ended_at', integer(now), 'purge_at', integer(now + tonumber(get('tombstone_ms'))))

@@ -18,7 +18,7 @@ if generation ~= ARGV[3] or spawned ~= '1'
   return answer(0)
 end
 set(
-  'owner', ARGV[2], 'generation', next_generation(generation), 'host', '', 'port', '',
+  'owner', ARGV[2], 'generation', next_token(generation), 'host', '', 'port', '',
   'reason', '', 'log_tail', '')
 enter('starting', state, ARGV[1], KEYS[3])
 return answer(1)

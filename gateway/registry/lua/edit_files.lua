@@ -27,7 +27,7 @@ end
 set_pairs(KEYS[2], first_write, #ARGV)
 local now_at = integer(redis.call('HINCRBY', KEYS[1], 'revision', 1))
 set('op', ARGV[1])
-redis.call('HINCRBY', KEYS[1], 'version', 1)
+count()
 append(KEYS[3], 'event', '{"type":"files","revision":' .. now_at .. '}')
 publish_route()
 keep()

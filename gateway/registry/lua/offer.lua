@@ -19,8 +19,8 @@ if (owner ~= ARGV[2] and state ~= 'sleeping') or generation ~= ARGV[3] or spawne
   or not string.find(ARGV[5], ',' .. state .. ',', 1, true) then
   return answer(0)
 end
-set('heir', ARGV[4], 'heir_generation', next_generation(generation), 'op', ARGV[1])
-redis.call('HINCRBY', KEYS[1], 'version', 1)
+set('heir', ARGV[4], 'heir_generation', next_token(generation), 'op', ARGV[1])
+count()
 publish_route()
 keep()
 return answer(1)

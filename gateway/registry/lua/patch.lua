@@ -21,7 +21,7 @@ if ARGV[2] ~= '' then
 end
 set_pairs(KEYS[1], 3, #ARGV)
 set('op', ARGV[1])
-redis.call('HINCRBY', KEYS[1], 'version', 1)
+count()
 append(KEYS[3], 'event', '{"type":"patch"}')
 publish_route()
 keep()

@@ -26,7 +26,7 @@ set_pairs(KEYS[1], 8, first_file - 1)
 set_pairs(KEYS[2], first_file, #ARGV)
 set(
   'nonce', ARGV[1], 'digest', ARGV[2], 'owner', ARGV[3], 'version', '0', 'revision', '1',
-  'generation', next_generation(generation), 'created_at', integer(now),
+  'generation', next_token(generation), 'created_at', integer(now),
   'expires_at', integer(expires), 'tombstone_ms', ARGV[6],
   'purge_at', integer(expires + tonumber(ARGV[6])))
 enter(ARGV[4], state, ARGV[1], KEYS[3])
