@@ -309,9 +309,11 @@ class Pool:
     async def _dial(self, share: Share) -> UpstreamConnection:
         connection = UpstreamConnection(self, share)
         share.connecting.add(connection)
+        is_established = False
         try:
             async with asyncio.timeout(self._connect_timeout):
                 await self._connect(lambda: connection)
+            is_established = True
         except TimeoutError as exc:
             raise UpstreamUnreachable(
                 f"{self.name} did not accept a connection within {self._connect_timeout:g} s"
@@ -321,6 +323,10 @@ class Pool:
             raise UpstreamUnreachable(f"{self.name} refuses connections ({what})") from exc
         finally:
             share.connecting.discard(connection)
+            if not is_established and connection in share.open:
+                # Cancelled in the moment at which it was made: uvloop closes it and tells nobody.
+                connection.transport.abort()
+                connection.gone()
             self._admit()
         if self.retired:
             connection.close()
