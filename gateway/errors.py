@@ -155,6 +155,13 @@ class SessionEnded(GatewayError):
     code = "session_ended"
     title = "Session ended"
 
+    def __init__(self, session_id: str, *, state: str, reason: str = "") -> None:
+        why = f" ({reason})" if reason else ""
+        super().__init__(f"session {session_id} is {state}{why}: create it anew")
+        self.session_id = session_id
+        self.state = state
+        self.reason = reason
+
 
 class PayloadTooLarge(GatewayError):
     """The request's content is larger than the limit."""

@@ -160,7 +160,11 @@ class Lifecycle:
             if registered.created:
                 log.info("session %s is registered (%d files)", new.id, len(new.files))
             # Also when a former call registered it and then failed to be acknowledged.
-            to_start = session.state is State.REGISTERED and session.owner == self.replica.owner
+            to_start = (
+                session.state is State.REGISTERED
+                and session.owner == self.replica.owner
+                and not session.reserved
+            )
             if to_start and not await self._passed_on(session):
                 self._begin(session)
         finally:

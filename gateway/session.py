@@ -173,6 +173,8 @@ class Session:
     idle_seconds: int = 0
     #: Since the last traffic that a replica has noted, or since it became ready.
     idle_ms: int = 0
+    #: Only the id is taken: there is nothing to start yet.
+    reserved: bool = False
     metadata: str = "{}"
     reason: str = ""
     log_tail: str = ""

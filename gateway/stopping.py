@@ -6,9 +6,9 @@ import logging
 from dataclasses import replace
 from typing import Final
 
-from gateway.errors import Fenced, SessionNotFound
+from gateway.errors import Fenced
 from gateway.registry.base import Registry
-from gateway.session import ENDED, Session, SessionId, State
+from gateway.session import Session, SessionId, State
 from gateway.settings import Settings
 from gateway.takeover import Takeover
 from gateway.watchers import Watchers
@@ -34,16 +34,13 @@ class Stopping:
 
         Waits until the owner has stopped the dev server. Raises SessionNotFound.
         """
-        before = await self._registry.session(session_id)
-        if before is None:
-            raise SessionNotFound(session_id)
-        already = before.state in ENDED or before.state is State.STOPPING
-        session = await self._registry.request_stop(session_id, reason=reason)
-        if not already:
+        stop = await self._registry.request_stop(session_id, reason=reason)
+        session = stop.session
+        if not stop.already:
             log.info("session %s stops: %s", session_id, reason)
         if session.state is State.STOPPING:
             session = await self.until_ended(session)
-        return session, already
+        return session, stop.already
 
     async def until_ended(self, stopping: Session) -> Session:
         """The session once it is no longer STOPPING, or as it is after a lease."""

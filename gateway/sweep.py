@@ -92,7 +92,7 @@ class Sweeper:
         if session.expires_in_ms <= 0 and session.state is not State.STOPPING:
             reason = "it reached the end of its time"
             await self._registry.request_stop(session.id, reason=reason, to=State.EXPIRED)
-        elif session.recipe.target or session.state not in HELD:
+        elif session.recipe.target or session.reserved or session.state not in HELD:
             return
         elif session.owner == self._replica.owner:
             await self._settle_own(session)

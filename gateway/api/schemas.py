@@ -138,9 +138,26 @@ class SessionView(_Model):
     ended_at: str | None = None
 
 
+def merged(target: dict[str, JsonValue], patch: dict[str, JsonValue]) -> dict[str, JsonValue]:
+    """``target`` after a JSON merge patch (RFC 7396): objects are merged, null removes a member."""
+    result = dict(target)
+    for name, value in patch.items():
+        if value is None:
+            result.pop(name, None)
+        elif isinstance(value, dict):
+            present = result.get(name)
+            result[name] = merged(present if isinstance(present, dict) else {}, value)
+        else:
+            result[name] = value
+    return result
+
+
 def encode_metadata(metadata: dict[str, JsonValue]) -> str:
-    """Metadata as it is stored; raises BadRequest if it is too large."""
-    text = json.dumps(metadata, separators=(",", ":"))
+    """Metadata as it is stored; raises BadRequest if it is too large, or no JSON (NaN)."""
+    try:
+        text = json.dumps(metadata, separators=(",", ":"), allow_nan=False)
+    except ValueError as exc:
+        raise BadRequest("metadata holds a number that JSON does not have") from exc
     if len(text) > _MAX_METADATA_BYTES:
         raise BadRequest(f"metadata is larger than {_MAX_METADATA_BYTES} bytes: store it elsewhere")
     return text

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from aiohttp import web
+from pydantic import JsonValue
 
 from gateway.api.events import EventStreams, entry_id
 from gateway.api.problems import parse_body
@@ -15,6 +17,7 @@ from gateway.api.schemas import (
     PatchSession,
     Urls,
     encode_metadata,
+    merged,
     timestamp,
     view,
 )
@@ -161,7 +164,7 @@ class SessionApi:
         if state and state not in set(State):
             raise BadRequest(f"state: {state[:40]!r} is none of {', '.join(State)}")
         page = await self._registry.sessions(
-            state=State(state) if state else None,
+            wanted=(lambda session: session.state == state) if state else None,
             limit=_whole_number(request, "limit", default=100, high=1000),
             cursor=request.query.get("cursor", ""),
         )
@@ -201,7 +204,7 @@ class SessionApi:
         await self._known(session_id)
         session = await self._registry.patch(
             session_id,
-            metadata=encode_metadata(body.metadata) if body.metadata is not None else None,
+            metadata=_merge(body.metadata) if body.metadata is not None else None,
             public=body.visibility == "public" if body.visibility else None,
             ttl_seconds=body.ttl_seconds,
         )
@@ -218,7 +221,7 @@ class SessionApi:
         if session.recipe.target:
             raise BadRequest("a target session has no files here")
         if session.state in ENDED or session.state is State.STOPPING:
-            raise SessionEnded(f"session {session.id} is {session.state}: {session.reason}")
+            raise SessionEnded(session.id, state=session.state, reason=session.reason)
         self._check_files(dict.fromkeys(body.delete, b""))
         self._check_files(write)
         # Deleted before written, as the registry does it: a file may become a folder.
@@ -284,6 +287,11 @@ class SessionApi:
 
 def _session_id(request: web.Request) -> SessionId:
     return parse_session_id(request.match_info["id"])
+
+
+def _merge(patch: dict[str, JsonValue]) -> Callable[[str], str]:
+    """Metadata with ``patch`` merged into it (RFC 7396): null removes a member."""
+    return lambda text: encode_metadata(merged(json.loads(text), patch))
 
 
 def _wait_parameters(request: web.Request, *, default: float) -> tuple[bool, float]:

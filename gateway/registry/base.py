@@ -30,6 +30,8 @@ class NewSession:
     metadata: str = "{}"
     #: With an endpoint (a ``target`` session) it is ready as soon as it is registered.
     endpoint: Endpoint | None = None
+    #: Only the id is taken: nothing is started until the id is registered with content.
+    reserved: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,22 @@ class Registered:
 
     session: Session
     created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """A session after its end was asked for, and whether somebody had asked before."""
+
+    session: Session
+    already: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Noted:
+    """An entry that a client has added to a stream; ``late``: after the session's end."""
+
+    id: str
+    late: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +158,8 @@ class Registry(Protocol):
 
         One of any number of concurrent calls with one id makes it (``created``); the others get
         the same session if the digest is equal, SessionConflict if not. An ended session of this
-        id is begun anew, under a higher generation. State is REGISTERED, or READY with an
+        id is begun anew, under a higher generation; so is one that was only ``reserved``, whose
+        events stay, and its metadata if the new one has none. State is REGISTERED, or READY with an
         ``endpoint``. Raises NotAcknowledged on too few acknowledgements (the record may exist).
         """
 
@@ -148,9 +167,16 @@ class Registry(Protocol):
         """The session, tombstones included; None if it never existed or was forgotten."""
 
     async def sessions(
-        self, *, state: State | None = None, limit: int = 100, cursor: str = ""
+        self,
+        *,
+        wanted: Callable[[Session], bool] | None = None,
+        limit: int = 100,
+        cursor: str = "",
     ) -> Page:
-        """Sessions, newest first. A session registered before the call is never missing."""
+        """Sessions that are ``wanted``, newest first, of those registered before the call.
+
+        A page may be short of ``limit``, or empty, and still have a cursor.
+        """
 
     async def held_by(self, owner: str, *, limit: int = 100, cursor: str = "") -> Page:
         """Sessions whose record names this owner, in a state that leaves it something to do.
@@ -219,23 +245,28 @@ class Registry(Protocol):
 
     async def request_stop(
         self, session_id: SessionId, *, reason: str, to: State = State.STOPPED
-    ) -> Session:
-        """Ask for the end, whoever owns the session. Returns the session afterwards.
+    ) -> Stop:
+        """Ask for the end, whoever owns the session.
 
         With no dev server to stop (target session, SLEEPING) it goes straight to ``to``;
         otherwise to STOPPING, and the owner (told by the push) moves it on. STOPPING or ended
-        already: returned unchanged. Raises SessionNotFound.
+        ``already``: unchanged; of any number of calls one finds it otherwise. Raises
+        SessionNotFound.
         """
 
     async def patch(
         self,
         session_id: SessionId,
         *,
-        metadata: str | None = None,
+        metadata: Callable[[str], str] | None = None,
         public: bool | None = None,
         ttl_seconds: int | None = None,
     ) -> Session:
-        """Change what is not content. Raises SessionNotFound, SessionEnded."""
+        """Change what is not content. Raises SessionNotFound, SessionEnded.
+
+        ``metadata`` makes the new one of the present one, and may be called more than once: what
+        others change meanwhile is not lost.
+        """
 
     async def touch(self, session_ids: Collection[SessionId]) -> None:
         """Note that these sessions have traffic now (``Session.idle_ms`` begins anew)."""
@@ -279,6 +310,15 @@ class Registry(Protocol):
         not exist: SessionNotFound.
         """
 
+    async def note(
+        self, session_id: SessionId, data: Mapping[str, Any], *, late_seconds: float
+    ) -> Noted:
+        """Append what a client tells of a session (an ``event``).
+
+        For ``late_seconds`` after the end it is still kept, with ``late`` in its data; then
+        SessionEnded. Never writes for a session that does not exist: SessionNotFound.
+        """
+
     async def recent_events(self, session_id: SessionId, *, count: int) -> list[StreamEvent]:
         """The last ``count`` entries of the event stream, oldest first."""
 
@@ -290,6 +330,11 @@ class Registry(Protocol):
         push link serves all listeners; RegistryUnavailable is raised out of the iteration if it
         is lost, and the caller resumes with the last id it has seen.
         """
+
+    # -- what calls leave behind -----------------------------------------------------------------
+
+    async def remember(self, name: str, value: str, *, seconds: int) -> str:
+        """Keep ``value`` under ``name``, unless something is kept there; what is kept there."""
 
     # -- changes -------------------------------------------------------------------------------
 

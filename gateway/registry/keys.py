@@ -45,6 +45,11 @@ def session_keys(session_id: SessionId) -> tuple[str, str, str]:
     return session_key(session_id), files_key(session_id), events_key(session_id)
 
 
+def memory_key(name: str) -> str:
+    """String: what a call left behind for its repetition, expiring by itself."""
+    return f"preview:memory:{{{name}}}"
+
+
 def replica_key(replica_id: str) -> str:
     """String: the replica's lease, expiring by itself."""
     return f"preview:{{replicas}}:lease:{replica_id}"

@@ -13,7 +13,7 @@ from gateway.registry.base import Page
 from gateway.registry.exchange import Exchange
 from gateway.registry.keys import INDEX, owner_key, session_key
 from gateway.registry.redis_client import RedisClient
-from gateway.session import HELD, Session, SessionId, State, is_session_id
+from gateway.session import HELD, Session, SessionId, is_session_id
 
 _log = logging.getLogger(__name__)
 
@@ -94,9 +94,10 @@ class Listing:
     def __init__(self, client: RedisClient) -> None:
         self._client = client
 
-    async def page(self, *, state: State | None, limit: int, cursor: str) -> Page:
+    async def page(
+        self, *, wanted: Callable[[Session], bool] | None, limit: int, cursor: str
+    ) -> Page:
         """The part of the list of all sessions after ``cursor``."""
-        wanted = None if state is None else lambda session: session.state is state
         return await self._page(INDEX, wanted, strict=False, limit=limit, cursor=cursor)
 
     async def held_by(self, owner: str, *, limit: int, cursor: str) -> Page:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from redis import exceptions
-from redis.asyncio.connection import AbstractConnection, BlockingConnectionPool, parse_url
+from redis.asyncio.connection import (
+    AbstractConnection,
+    BlockingConnectionPool,
+    RedisSSLContext,
+    SSLConnection,
+    parse_url,
+)
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -15,10 +22,35 @@ from gateway.errors import SettingsError
 from gateway.registry.url import Address
 
 _MAX_CONNECTIONS: Final = 64
+_CONTEXT_SECONDS: Final = 60.0
 
 Argument = str | bytes | int
 Command = Sequence[Argument]
 OnConnect = Callable[[AbstractConnection], Awaitable[None]]
+
+
+class _Contexts:
+    """The TLS context of the connections to one server.
+
+    redis-py makes one for each connection, which reads all CAs of the system: 35 ms. Made anew from
+    time to time, for certificates are renewed.
+    """
+
+    def __init__(self) -> None:
+        self._current: RedisSSLContext | None = None
+        self._made_at = 0.0
+
+    def take(self, own: RedisSSLContext) -> RedisSSLContext:
+        """The context to use, instead of the connection's own if that is not needed."""
+        if self._current is None or time.monotonic() - self._made_at > _CONTEXT_SECONDS:
+            self._current, self._made_at = own, time.monotonic()
+        return self._current
+
+
+class _TlsConnection(SSLConnection):
+    def __init__(self, *, contexts: _Contexts, **options: Any) -> None:
+        super().__init__(**options)
+        self.ssl_context = contexts.take(self.ssl_context)
 
 
 async def abandon(connection: AbstractConnection) -> None:
@@ -62,6 +94,8 @@ class Node:
                 "driver_info": None,
                 "redis_connect_func": on_connect,
             }
+            if options.get("connection_class") is SSLConnection:
+                options |= {"connection_class": _TlsConnection, "contexts": _Contexts()}
             options |= {"max_connections": _MAX_CONNECTIONS, "timeout": limit_seconds}
             self._pool = BlockingConnectionPool(**options)
             # An option that there is not would only be found by the first connection.

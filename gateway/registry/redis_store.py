@@ -29,9 +29,11 @@ from gateway.registry.base import (
     EventType,
     Lapsed,
     NewSession,
+    Noted,
     Page,
     Registered,
     Replica,
+    Stop,
     StreamEvent,
     Subscriber,
 )
@@ -42,6 +44,7 @@ from gateway.registry.keys import (
     INDEX,
     events_key,
     files_key,
+    memory_key,
     owner_key,
     session_key,
     session_keys,
@@ -62,6 +65,8 @@ T = TypeVar("T")
 _PAST_ENTRIES: Final = 256
 #: Packing this much takes longer than handing it to a thread.
 _PACK_IN_THREAD_BYTES: Final = 64 * 1024
+#: Whoever loses this often has lost to as many others who changed the metadata.
+_MOST_PATCH_ROUNDS: Final = 100
 _NO_CHANGE: Final = Change()
 
 
@@ -111,7 +116,7 @@ class RedisRegistry:
         async def write(exchange: Exchange) -> tuple[int, Session, int]:
             # Indexed before it is written, so that no crash in between can hide a session.
             is_new = await exchange.run(scripts.INDEX, [INDEX], [new.id, "0"])
-            if not new.endpoint:
+            if not (new.endpoint or new.reserved):
                 await exchange.run(scripts.INDEX, [owner_key(owner)], [new.id, "1"])
             code, _, _ = await exchange.run(scripts.REGISTER, keys, arguments)
             if code == 1 and not is_new:
@@ -169,10 +174,14 @@ class RedisRegistry:
         )
 
     async def sessions(
-        self, *, state: State | None = None, limit: int = 100, cursor: str = ""
+        self,
+        *,
+        wanted: Callable[[Session], bool] | None = None,
+        limit: int = 100,
+        cursor: str = "",
     ) -> Page:
         """Sessions, newest first; a page may be short of ``limit`` and still have a cursor."""
-        return await self._listing.page(state=state, limit=limit, cursor=cursor)
+        return await self._listing.page(wanted=wanted, limit=limit, cursor=cursor)
 
     async def held_by(self, owner: str, *, limit: int = 100, cursor: str = "") -> Page:
         """What this owner holds; a page may be short of ``limit`` and still have a cursor."""
@@ -284,33 +293,43 @@ class RedisRegistry:
 
     async def request_stop(
         self, session_id: SessionId, *, reason: str, to: State = State.STOPPED
-    ) -> Session:
+    ) -> Stop:
         """Ask for the end; ``reason`` and ``stop_to`` tell the owner what was asked for."""
         if to not in ENDED:
             raise ValueError(f"{to} is no end")
-        _, session = await self._change(
+        code, session = await self._change(
             scripts.REQUEST_STOP, session_id, [records.text(reason), to]
         )
-        return session
+        return Stop(session, already=code == 0)
 
     async def patch(
         self,
         session_id: SessionId,
         *,
-        metadata: str | None = None,
+        metadata: Callable[[str], str] | None = None,
         public: bool | None = None,
         ttl_seconds: int | None = None,
     ) -> Session:
         """Change what is not content. ``ttl_seconds`` counts from now."""
         life = "" if ttl_seconds is None else ttl_seconds * 1000
-        code, session = await self._change(
-            scripts.PATCH,
-            session_id,
-            [life, *records.encode_patch(metadata=metadata, public=public)],
-        )
-        if code == 0:
-            raise _ended(session)
-        return session
+        old, new = "", None
+        if metadata is not None:
+            session = await self.session(session_id)
+            if session is None:
+                raise SessionNotFound(session_id)
+            old, new = session.metadata, metadata(session.metadata)
+        for _ in range(_MOST_PATCH_ROUNDS):
+            code, session = await self._change(
+                scripts.PATCH,
+                session_id,
+                [life, records.text(old), *records.encode_patch(metadata=new, public=public)],
+            )
+            if code == 0:
+                raise _ended(session)
+            if code == 1 or metadata is None:
+                return session
+            old, new = session.metadata, metadata(session.metadata)
+        raise RegistryUnavailable(f"too many change the metadata of session {session_id} at once")
 
     async def touch(self, session_ids: Collection[SessionId]) -> None:
         """Note that these sessions have traffic now, over one connection."""
@@ -417,6 +436,27 @@ class RedisRegistry:
             raise Fenced(f"session {session_id} is past generation {generation}")
         return str(answer, "ascii")
 
+    async def note(
+        self, session_id: SessionId, data: Mapping[str, Any], *, late_seconds: float
+    ) -> Noted:
+        """Append what a client tells. Never repeated by itself."""
+        keys = session_key(session_id), events_key(session_id)
+        arguments: list[Argument] = [
+            records.encode_event_data(data),
+            records.encode_event_data({**data, "late": True}),
+            int(late_seconds * 1000),
+        ]
+        code, now_ms, record, *entry = await self._client.ask(
+            f"append to {keys[1]}",
+            lambda exchange: exchange.run(scripts.NOTE, keys, arguments),
+            repeatable=False,
+        )
+        if code == -1:
+            raise SessionNotFound(session_id)
+        if code == 0:
+            raise _ended(records.decode_session(session_id, record, now_ms=int(now_ms)))
+        return Noted(str(entry[0], "ascii"), late=code == 2)
+
     async def recent_events(self, session_id: SessionId, *, count: int) -> list[StreamEvent]:
         """The last ``count`` entries of the event stream, oldest first."""
         key = events_key(session_id)
@@ -455,6 +495,19 @@ class RedisRegistry:
             complete=len(entries) < _PAST_ENTRIES,
             ended=state is not None and state.decode("ascii", "replace") in ENDED,
         )
+
+    # -- what calls leave behind -----------------------------------------------------------------
+
+    async def remember(self, name: str, value: str, *, seconds: int) -> str:
+        """Keep ``value`` under ``name``, unless something is kept there; what is kept there."""
+        key = memory_key(name)
+        kept: bytes | None = await self._client.ask(
+            f"remember {key}",
+            lambda exchange: exchange.command(
+                "SET", key, records.text(value), "NX", "GET", "PX", seconds * 1000
+            ),
+        )
+        return value if kept is None else kept.decode("utf-8", "replace")
 
     # -- changes -------------------------------------------------------------------------------
 
@@ -521,5 +574,4 @@ def _standing(session: Session) -> str:
 
 def _ended(session: Session) -> SessionEnded:
     how = session.state if session.state in ENDED else State.EXPIRED
-    reason = f" ({session.reason})" if session.reason else ""
-    return SessionEnded(f"session {session.id} is {how}{reason}: create it anew")
+    return SessionEnded(session.id, state=how, reason=session.reason)

@@ -30,6 +30,7 @@ REQUEST_STOP: Final = _load("request_stop")
 PATCH: Final = _load("patch")
 EDIT_FILES: Final = _load("edit_files")
 APPEND: Final = _load("append")
+NOTE: Final = _load("note")
 FORGET: Final = _load("forget")
 INDEX: Final = _load("index")
 PRUNE: Final = _load("prune")
@@ -49,6 +50,7 @@ ALL: Final = (
     PATCH,
     EDIT_FILES,
     APPEND,
+    NOTE,
     FORGET,
     INDEX,
     PRUNE,

@@ -1,9 +1,11 @@
 -- Change what is not content.
 --
 -- KEYS: 1 session hash, 2 files hash, 3 event stream
--- ARGV: 1 nonce of this call, 2 new life from now in ms or '', then field, value
+-- ARGV: 1 nonce of this call, 2 new life from now in ms or '', 3 metadata that is replaced or '',
+--       then field, value
 -- Returns {code, clock in ms, record}
 --   1 changed (by this call, or by its first attempt) | 0 ended | -1 there is no record
+--   -2 the metadata is another one
 
 local state, expires_at, op, tombstone = get('state', 'expires_at', 'op', 'tombstone_ms')
 if state == '' then
@@ -15,11 +17,14 @@ end
 if not is_live(state, expires_at) then
   return answer(0)
 end
+if ARGV[3] ~= '' and ARGV[3] ~= get('metadata') then
+  return answer(-2)
+end
 if ARGV[2] ~= '' then
   local expires = clock_ms() + tonumber(ARGV[2])
   set('expires_at', integer(expires), 'purge_at', integer(expires + tonumber(tombstone)))
 end
-set_pairs(KEYS[1], 3, #ARGV)
+set_pairs(KEYS[1], 4, #ARGV)
 set('op', ARGV[1])
 count()
 append(KEYS[3], 'event', '{"type":"patch"}')
