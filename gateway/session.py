@@ -118,6 +118,8 @@ class Route:
     log_tail: str = ""
     #: The owner to whom the session is offered; it starts a dev server of its own, then succeeds.
     heir: str = ""
+    #: Of the session's files: grows with each edit.
+    revision: int = 0
 
     def newer_than(self, other: Route) -> bool:
         """Whether this route replaces ``other``."""
@@ -206,4 +208,5 @@ class Session:
             reason=self.reason,
             log_tail=self.log_tail,
             heir=self.heir,
+            revision=self.revision,
         )

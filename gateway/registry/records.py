@@ -165,6 +165,7 @@ def decode_route(payload: bytes) -> Route:
             reason=fields.get("reason", ""),
             log_tail=fields.get("log_tail", ""),
             heir=fields.get("heir", ""),
+            revision=int(fields.get("revision", "0")),
         )
     except _UNREADABLE as exc:
         raise _unreadable(CHANGES, exc) from exc
