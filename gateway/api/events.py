@@ -9,9 +9,9 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
-from typing import Any, Final
+from typing import Final, TypeAlias
 
 from aiohttp import web
 
@@ -20,6 +20,11 @@ from gateway.registry.base import Registry, StreamEvent
 from gateway.session import SessionId
 
 log: Final = logging.getLogger(__name__)
+
+#: An entry as it is sent; nothing for one that is left out.
+Encode: TypeAlias = Callable[[StreamEvent], bytes]
+#: In the data of every entry that a client has posted; the gateway's own have none.
+SOURCE: Final = "source"
 
 _ENTRY_ID: Final = re.compile(r"[0-9]{1,20}(?:-[0-9]{1,20})?")
 _HEARTBEAT_SECONDS: Final = 15.0
@@ -31,6 +36,23 @@ def entry_id(text: str) -> str:
     if not _ENTRY_ID.fullmatch(text):
         raise BadRequest(f"Last-Event-ID {text[:40]!r} is none of ours: leave it out")
     return text
+
+
+def event_block(kind: str, data: object, *, entry: str = "") -> bytes:
+    """One server-sent event; ``kind`` holds no line end."""
+    head = f"id: {entry}\n" if entry else ""
+    text = json.dumps(data, separators=(",", ":"))
+    return f"{head}event: {kind}\ndata: {text}\n\n".encode()
+
+
+def encode_event(event: StreamEvent) -> bytes:
+    """An entry under its type, as callers of the API get it."""
+    return event_block(event.type, event.data, entry=event.id)
+
+
+def encode_own_event(event: StreamEvent) -> bytes:
+    """Without what clients have posted, which is no business of who looks at a preview."""
+    return b"" if SOURCE in event.data else encode_event(event)
 
 
 class EventStreams:
@@ -53,9 +75,14 @@ class EventStreams:
         self._heartbeat_seconds = heartbeat_seconds
 
     async def respond(
-        self, request: web.Request, session_id: SessionId, *, after: str
+        self,
+        request: web.Request,
+        session_id: SessionId,
+        *,
+        after: str,
+        encode: Encode = encode_event,
     ) -> web.StreamResponse:
-        """Send what came after ``after``, and go on until the session's end.
+        """Send what came after ``after``, as ``encode`` has it, and go on until the session's end.
 
         While the registry is away the client is told so (``degraded``) and stays connected.
         """
@@ -70,23 +97,26 @@ class EventStreams:
         try:
             await response.prepare(request)
             await response.write(b": connected\n\n")
-            await self._relay(response, session_id, after)
+            await self._relay(response, session_id, after, encode)
         except ConnectionResetError:
             log.debug("a listener to session %s has gone", session_id)
         return response
 
-    async def _relay(self, response: web.StreamResponse, session_id: SessionId, after: str) -> None:
+    async def _relay(
+        self, response: web.StreamResponse, session_id: SessionId, after: str, encode: Encode
+    ) -> None:
         ended = False
         while not self._closing.is_set():
             try:
                 async with self._registry.events(session_id, after=after) as entries:
                     while entry := await self._next(response, entries):
-                        await response.write(_encode(entry.type, entry.data, entry.id))
+                        if sent := encode(entry):
+                            await response.write(sent)
                         after, ended = entry.id, entry.type == "end"
                 if not ended and not self._closing.is_set():
-                    await response.write(await self._end(session_id))
+                    await response.write(encode(await self._end(session_id)))
             except RegistryUnavailable as exc:
-                await response.write(_encode("degraded", {"reason": str(exc)}))
+                await response.write(event_block("degraded", {"reason": str(exc)}))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_RETRY_SECONDS):
                         await self._closing.wait()
@@ -114,18 +144,12 @@ class EventStreams:
             closing.cancel()
             await asyncio.gather(following, closing, return_exceptions=True)
 
-    async def _end(self, session_id: SessionId) -> bytes:
+    async def _end(self, session_id: SessionId) -> StreamEvent:
         """An end for who comes after it, or whose entries are forgotten.
 
         Without one, clients would take the end of the response for a lost connection and return.
         """
         session = await self._registry.session(session_id)
         if session is None:
-            return _encode("end", {"state": "", "reason": "the session is forgotten"})
-        return _encode("end", {"state": session.state, "reason": session.reason})
-
-
-def _encode(kind: str, data: Mapping[str, Any], entry: str = "") -> bytes:
-    head = f"id: {entry}\n" if entry else ""
-    text = json.dumps(data, separators=(",", ":"))
-    return f"{head}event: {kind}\ndata: {text}\n\n".encode()
+            return StreamEvent("", "end", {"state": "", "reason": "the session is forgotten"})
+        return StreamEvent("", "end", {"state": session.state, "reason": session.reason})

@@ -9,7 +9,7 @@ from typing import Final
 from aiohttp import web
 from pydantic import JsonValue
 
-from gateway.api.events import EventStreams, entry_id
+from gateway.api.events import Encode, EventStreams, encode_event, encode_own_event, entry_id
 from gateway.api.problems import parse_body
 from gateway.api.schemas import (
     CreateSession,
@@ -80,7 +80,7 @@ class SessionApi:
             web.post(one + "/stop", self.stop),
             web.get(one + "/logs", self.logs, allow_head=False),
             web.get(one + "/events", self.events, allow_head=False),
-            web.get("/-/previews/{id}/events", self.events, allow_head=False),
+            web.get("/-/previews/{id}/events", self.page_events, allow_head=False),
         ]
 
     # -- create ----------------------------------------------------------------------------------
@@ -189,10 +189,18 @@ class SessionApi:
 
     async def events(self, request: web.Request) -> web.StreamResponse:
         """The event stream; opened early, it waits for the registration."""
+        return await self.stream(request, encode_event)
+
+    async def page_events(self, request: web.Request) -> web.StreamResponse:
+        """The same for the starting page, without what clients have posted."""
+        return await self.stream(request, encode_own_event)
+
+    async def stream(self, request: web.Request, encode: Encode) -> web.StreamResponse:
+        """The event stream of the session that the request names, each entry as ``encode``."""
         session_id = _session_id(request)
         after = entry_id(request.headers.get("Last-Event-ID") or "0")
         await self._lifecycle.wait(session_id, lambda _: True, seconds=STREAM_WAIT_SECONDS)
-        return await self._streams.respond(request, session_id, after=after)
+        return await self._streams.respond(request, session_id, after=after, encode=encode)
 
     # -- change ----------------------------------------------------------------------------------
 
