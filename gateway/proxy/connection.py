@@ -17,6 +17,7 @@ from gateway.proxy import answers, deadlines, heads, tcp
 from gateway.proxy.answers import Answer
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.http1 import END, Malformed, RequestHead, RequestParser
+from gateway.proxy.outbox import Sender
 from gateway.proxy.place import CONTROL, is_internal
 from gateway.proxy.plane import DataPlane
 from gateway.proxy.tunnel import TunnelSide
@@ -45,7 +46,7 @@ _UNKNOWN_HOST: Final = (
 )
 
 
-class ClientConnection(asyncio.Protocol):
+class ClientConnection(Sender):
     """One client connection."""
 
     #: For mypyc: what a tunnel no longer has.
@@ -72,13 +73,13 @@ class ClientConnection(asyncio.Protocol):
         "peer_host",
         "peer_trusted",
         "plane",
-        "transport",
         "writing_paused",
     )
 
     def __init__(self, listener: Listener) -> None:
-        self._listener = listener
         self.plane: DataPlane = listener.plane
+        super().__init__(self.plane.outbox)
+        self._listener = listener
         settings = self.plane.settings
         self.parser = RequestParser(
             max_head=settings.max_head_bytes, max_target=settings.max_target_bytes
@@ -89,7 +90,6 @@ class ClientConnection(asyncio.Protocol):
         self.closing_soon = False
         #: When the connection ends if nothing happens before (seconds of the loop's clock).
         self.deadline = _FOREVER
-        self.transport: asyncio.Transport = cast("asyncio.Transport", None)
         self.peer_host = b""
         #: The peer is one of GATEWAY_TRUSTED_PROXIES.
         self.peer_trusted = False
@@ -204,7 +204,7 @@ class ClientConnection(asyncio.Protocol):
             if type(event) is RequestHead:
                 if exchange is not None or self.writing_paused:
                     break  # responses go out in order, and no faster than they are taken
-                events.popleft()
+                events.pop(0)
                 self._begin(event)
             elif isinstance(event, Malformed):
                 if exchange is not None and not self._receiving:
@@ -214,11 +214,11 @@ class ClientConnection(asyncio.Protocol):
             elif type(event) is bytes:
                 self._pass_content(exchange)
             else:
-                events.popleft()
+                events.pop(0)
                 trailers: tuple[bytes, ...] = ()
                 if event is not END:
                     trailers = event
-                    events.popleft()  # END
+                    events.pop(0)  # END
                 self._receiving = False
                 if exchange is not None:
                     exchange.request_end(trailers)
@@ -231,7 +231,7 @@ class ClientConnection(asyncio.Protocol):
         events = self.parser.events
         parts: list[bytes] = []
         while events and type(events[0]) is bytes:
-            parts.append(events.popleft())
+            parts.append(events.pop(0))
         self.content_parts += 1
         if exchange is not None:
             exchange.request_content(parts)
@@ -325,7 +325,7 @@ class ClientConnection(asyncio.Protocol):
         if answer.retry_after is not None:
             fields.append(("Retry-After", str(answer.retry_after)))
         self.plane.stats.count(answer.status)
-        self.transport.write(
+        self.write(
             heads.simple_response(
                 answer.status,
                 answer.body,
@@ -387,6 +387,7 @@ class ClientConnection(asyncio.Protocol):
         self.closing_soon = True
         self.parser.events.clear()
         self._backlog = b""
+        self.flush()
         self._end_soon()
         if (self._receiving or self.parser.in_message) and not self._ended:
             # Closing with unread bytes would be a reset, which destroys the answer on its way.
@@ -448,6 +449,7 @@ class ClientConnection(asyncio.Protocol):
     def shut(self) -> None:
         """End the connection now, between two requests."""
         self.closing_soon = True
+        self.flush()
         self._end_soon()
         self.transport.close()
 

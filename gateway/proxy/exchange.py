@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.errors import GatewayError
@@ -102,14 +101,15 @@ class Exchange:
             self._wait()
 
     def _aim_at(self, entry: Entry) -> None:
-        self.plane.active.add(entry.route.id)
+        route = entry.route
+        self.plane.active.add(route.id)
         pool = self._pool = self.plane.pool(entry)
         client = self.client
         self._out = self.plane.profile.request_head(
             self.place,
             self.head,
             pool,
-            entry.route,
+            route,
             peer_host=client.peer_host,
             trusted=client.peer_trusted,
         )
@@ -131,12 +131,8 @@ class Exchange:
         return self._pool.take()
 
     def _may_forward(self, entry: Entry) -> bool:
-        route = entry.route
         return (
-            route.state is State.READY
-            and route.endpoint is not None
-            and self.place.reserved is None
-            and (route.public or self.authorized)
+            entry.is_ready and self.place.reserved is None and (entry.is_public or self.authorized)
         )
 
     def _send(self, upstream: UpstreamConnection) -> None:
@@ -144,7 +140,7 @@ class Exchange:
         upstream.send(self, self._out, self.head.method)
         if self._early:
             early, self._early = self._early, b""
-            upstream.transport.write(early)
+            upstream.write(early)
             self.client.unblocked()
 
     def request_content(self, parts: list[bytes]) -> None:
@@ -163,7 +159,7 @@ class Exchange:
         if self._upstream is None:
             self._early += data  # the client is paused meanwhile: see `blocked`
         else:
-            self._upstream.transport.write(data)
+            self._upstream.write(data)
 
     @property
     def blocked(self) -> bool:
@@ -239,9 +235,9 @@ class Exchange:
 
     def _checked(self, entry: Entry) -> Entry | None:
         """The entry if it can be forwarded to; else the request is answered."""
-        route = entry.route
-        if route.state is State.READY and route.endpoint is not None:
+        if entry.is_ready:
             return entry
+        route = entry.route
         if route.state in ENDED or route.state is State.STOPPING:
             self.client.answer(answers.ended(route, self.head))
         else:
@@ -280,13 +276,13 @@ class Exchange:
 
     # -- the response ----------------------------------------------------------------------------
 
-    def response_events(self, events: deque[Any]) -> None:
+    def response_events(self, events: list[Any]) -> None:
         """Relay what the dev server has sent; all of one read goes out in one write."""
         out: list[bytes] = []
         last = heads.LAST_CHUNK
         finished = False
         while events:
-            event = events.popleft()
+            event = events.pop(0)
             if event is END:
                 if self._response is None:
                     continue  # the end of an interim response
@@ -314,7 +310,7 @@ class Exchange:
 
     def _write(self, out: list[bytes]) -> None:
         if out:
-            self.client.transport.write(out[0] if len(out) == 1 else b"".join(out))
+            self.client.write(out[0] if len(out) == 1 else b"".join(out))
 
     def _relay_head(self, response: ResponseHead, out: list[bytes]) -> None:
         head = self.head
@@ -484,6 +480,7 @@ class Exchange:
             )
         )
         self._write(out)
+        self.client.flush()
         self.plane.stats.count(101)
         to_client, to_upstream = upstream.parser.tail, self.client.parser.tail
         side = tunnel.join(

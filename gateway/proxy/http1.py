@@ -25,7 +25,6 @@ import hashlib
 import ipaddress
 import re
 from abc import ABC, abstractmethod
-from collections import deque
 from enum import Enum
 from functools import lru_cache
 from typing import Any, ClassVar, Final
@@ -176,10 +175,10 @@ class _MessageParser(ABC):
     _names: Names
     #: Whether empty lines may come before a message.
     _skips_empty_lines: ClassVar[bool] = False
-    events: deque[Any]
+    events: list[Any]
 
     def __init__(self, *, max_head: int) -> None:
-        self.events = deque()
+        self.events = []
         #: Bytes behind a head that asks for, or agrees to, another protocol.
         self.tail = b""
         self._max_head = max_head
@@ -573,15 +572,16 @@ class ResponseParser(_MessageParser):
 
     def _recognise(self, data: bytes) -> bool:
         """Whether ``data`` begins with a simple head; the events of all of it are there then."""
-        start = _SIMPLE_RESPONSE.match(data)
         size = data.find(_BLANK_LINE)
-        if start is None or not start.end() <= size <= self._max_head - len(_BLANK_LINE):
+        if not 0 < size <= self._max_head - len(_BLANK_LINE):
             return False
-        fields = _RESPONSE_LINES.sort(data[start.end() : size].split(b"\r\n"))
-        if fields is None:
+        lines = data[:size].split(b"\r\n")
+        start = _known_status(lines.pop(0))
+        fields = _RESPONSE_LINES.sort(lines) if start is not None else None
+        if start is None or fields is None:
             return False
         lines, special = fields
-        status, reason = int(start[1]), start[2]
+        status, reason = start.status, start.reason
         length = 0 if status in _EMPTY else int(special.get(b"content-length", b"-1"))
         content = data[size + len(_BLANK_LINE) :]
         if length < len(content):
@@ -634,7 +634,30 @@ _EMPTY: Final = (204, 304)
 _REQUEST_LINE: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.[01]\r\n")
 #: Start lines of which nothing needs a second look.
 _SIMPLE_REQUEST: Final = re.compile(rb"(GET|HEAD|OPTIONS) (/[!\"$-~]*) HTTP/1\.1\r\n")
-_SIMPLE_RESPONSE: Final = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2}) ([A-Za-z]+(?: [A-Za-z]+)*)\r\n")
+_SIMPLE_RESPONSE: Final = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2}) ([A-Za-z]+(?: [A-Za-z]+)*)")
+
+
+class _StatusLine:
+    __slots__ = ("reason", "status")
+
+    def __init__(self, status: int, reason: bytes) -> None:
+        self.status = status
+        self.reason = reason
+
+
+#: Simple status lines by their bytes; a dictionary beats the expression, there are only a few.
+_STATUS_LINES: Final[dict[bytes, _StatusLine]] = {}
+_MAX_STATUS_LINES: Final = 256
+
+
+def _known_status(line: bytes) -> _StatusLine | None:
+    """What a status line says; None if it is not simple."""
+    known = _STATUS_LINES.get(line)
+    if known is None and (match := _SIMPLE_RESPONSE.fullmatch(line)) is not None:
+        known = _StatusLine(int(match[1]), match[2])
+        if len(_STATUS_LINES) < _MAX_STATUS_LINES:
+            _STATUS_LINES[line] = known
+    return known
 
 
 def _framing(special: dict[bytes, bytes], version: str) -> tuple[bool, int | None]:

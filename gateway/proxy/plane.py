@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from urllib.parse import urlsplit
 from gateway.proxy.access import Access
 from gateway.proxy.deadlines import Limits
 from gateway.proxy.forwarded import Forwarding
+from gateway.proxy.outbox import Outbox
 from gateway.proxy.place import Places
 from gateway.proxy.profile import LocalProfile, Profile, PublicProfile
 from gateway.proxy.routes import Entry, RouteTable, Waker
@@ -62,6 +64,7 @@ class DataPlane:
         )
         self.limits = Limits(settings)
         self.replica_field = f"X-Preview-Replica: {settings.replica}\r\n".encode()
+        self.outbox = Outbox(asyncio.get_running_loop().call_soon)
         #: The pools that have connections.
         self.pools: set[Pool] = set()
         #: Sessions with traffic since it was last noted in the registry.
@@ -83,6 +86,7 @@ class DataPlane:
                 queue_seconds=0,
             ),
             max_head=settings.max_head_bytes,
+            outbox=self.outbox,
             idle_seconds=_CONTROL_IDLE_SECONDS,
             active=self.pools,
         )
@@ -101,6 +105,7 @@ class DataPlane:
                 connect_timeout_seconds=self.settings.connect_timeout_seconds,
                 limits=self._pool_limits,
                 max_head=self.settings.max_head_bytes,
+                outbox=self.outbox,
                 host=authority,
                 origin=b"http://" + authority,
                 address=endpoint.host.encode(),

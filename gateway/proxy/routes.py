@@ -18,7 +18,7 @@ from typing import Final, NoReturn, Protocol
 
 from gateway.errors import RegistryUnavailable, SessionNotFound
 from gateway.registry.base import Registry, Subscriber
-from gateway.session import PENDING, Route, SessionId
+from gateway.session import PENDING, Route, SessionId, State
 
 log: Final = logging.getLogger(__name__)
 
@@ -56,14 +56,20 @@ class RouteStats:
 class Entry:
     """A cached route. ``pool`` belongs to whoever forwards to it; a replaced entry is retired."""
 
-    __slots__ = ("confirmed_at", "pool", "route", "used")
+    __slots__ = ("confirmed_at", "is_public", "is_ready", "pool", "route", "used")
 
     def __init__(self, route: Route, confirmed_at: float) -> None:
-        self.route = route
-        self.confirmed_at = confirmed_at
+        self.take(route, confirmed_at)
         self.pool: Retirable | None = None
         #: Since the eviction came by last.
         self.used = False
+
+    def take(self, route: Route, confirmed_at: float) -> None:
+        """Hold ``route`` from now on. Every request asks for what is made ready here."""
+        self.route = route
+        self.confirmed_at = confirmed_at
+        self.is_ready = route.state is State.READY and route.endpoint is not None
+        self.is_public = route.public
 
 
 class Retirable(Protocol):
@@ -94,9 +100,9 @@ class RouteTable:
         *,
         wait_seconds: float,
         max_age_seconds: float,
+        clock: Callable[[], float],
         max_routes: int = MAX_ROUTES,
         stall_seconds: float = math.inf,
-        clock: Callable[[], float],
     ) -> None:
         self._registry = registry
         self._wait_seconds = wait_seconds
@@ -280,8 +286,7 @@ class RouteTable:
             ):
                 _retire(entry)
                 entry.pool = None
-            entry.route = route
-            entry.confirmed_at = now
+            entry.take(route, now)
         elif not entry.route.newer_than(route):
             entry.confirmed_at = now
         return entry

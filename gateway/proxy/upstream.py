@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol, cast
 
 from gateway.errors import GatewayError
 from gateway.proxy.http1 import ResponseParser
+from gateway.proxy.outbox import Outbox, Sender
 from gateway.proxy.turns import Turns
 from gateway.session import Endpoint
 
@@ -44,7 +45,7 @@ class Consumer(Protocol):
     """Who gets the response of one request."""
 
     def response_events(self, events: Any) -> None:
-        """Take what is in ``events`` (a deque of http1's events)."""
+        """Take what is in ``events`` (a list of http1's events)."""
 
     def upstream_lost(self, exc: Exception | None) -> None:
         """The connection has ended before the response was complete."""
@@ -56,7 +57,7 @@ class Consumer(Protocol):
         """The dev server takes more again."""
 
 
-class UpstreamConnection(asyncio.Protocol):
+class UpstreamConnection(Sender):
     """One connection. It serves one consumer at a time; ``consumer`` is None when it is idle."""
 
     #: For mypyc: what a tunnel no longer has.
@@ -70,10 +71,10 @@ class UpstreamConnection(asyncio.Protocol):
         "is_tunnel",
         "parser",
         "reused",
-        "transport",
     )
 
     def __init__(self, pool: Pool, share: Share) -> None:
+        super().__init__(pool.outbox)
         self._pool = pool
         self._share = share
         self.consumer: Consumer | None = None
@@ -85,7 +86,6 @@ class UpstreamConnection(asyncio.Protocol):
         self.is_tunnel = False
         #: Idle, or closed, since then.
         self.idle_since = 0.0
-        self.transport: asyncio.Transport = cast("asyncio.Transport", None)
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast("asyncio.Transport", transport)
@@ -99,7 +99,7 @@ class UpstreamConnection(asyncio.Protocol):
         self.consumer = consumer
         self.heard = False
         self.parser.expect(method)
-        self.transport.write(head)
+        self.write(head)
 
     def data_received(self, data: bytes) -> None:
         consumer = self.consumer
@@ -143,6 +143,7 @@ class UpstreamConnection(asyncio.Protocol):
             reusable
             and not parser.events
             and not parser.in_message
+            and not self._unsent
             and not transport.is_closing()
             and not transport.get_write_buffer_size()
         ):
@@ -155,6 +156,7 @@ class UpstreamConnection(asyncio.Protocol):
     def close(self) -> None:
         """End the connection with FIN: a reset kills some dev servers (vitejs/vite#22556)."""
         self.consumer = None
+        self._unsent = b""
         if not self.transport.is_closing():
             self.idle_since = self._pool.now()
             self.transport.close()
@@ -216,6 +218,7 @@ class Pool:
         connect_timeout_seconds: float,
         limits: PoolLimits,
         max_head: int,
+        outbox: Outbox,
         idle_seconds: float = IDLE_SECONDS,
         host: bytes = b"",
         origin: bytes = b"",
@@ -233,6 +236,7 @@ class Pool:
         self._turns: Turns[UpstreamConnection | None] = Turns(unused=self._pass_on)
         self._idle_seconds = idle_seconds
         self.max_head = max_head
+        self.outbox = outbox
         #: What the dev server is told its own address were (header profile A).
         self.host = host
         self.origin = origin

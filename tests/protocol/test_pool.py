@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from gateway.proxy.outbox import Outbox
 from gateway.proxy.upstream import Pool, PoolLimits, UpstreamConnection
 from tests.protocol.harness import Server, eventually
 
@@ -41,7 +42,14 @@ async def test_a_request_that_is_cancelled_as_its_connection_is_made_leaves_no_p
         )
 
     limits = PoolLimits(requests=1, tunnels=1, queue=0, queue_seconds=0)
-    pool = Pool(connect, name="it", connect_timeout_seconds=5, limits=limits, max_head=1024)
+    pool = Pool(
+        connect,
+        name="it",
+        connect_timeout_seconds=5,
+        limits=limits,
+        max_head=1024,
+        outbox=Outbox(loop.call_soon),
+    )
     for _ in range(3):  # the second one would find no place
         with pytest.raises(asyncio.CancelledError):
             await asyncio.create_task(pool.open())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any, Final
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from gateway.proxy.access import Access
 from gateway.proxy.forwarded import Forwarding
 from gateway.proxy.http1 import RequestHead, RequestParser, ResponseHead, ResponseParser
+from gateway.proxy.outbox import Outbox
 from gateway.proxy.place import CONTROL, Place, Places
 from gateway.proxy.profile import LocalProfile, Profile, PublicProfile
 from gateway.proxy.upstream import Pool, PoolLimits
@@ -44,6 +46,7 @@ async def pool() -> Pool:
         connect_timeout_seconds=1,
         limits=PoolLimits(requests=1, tunnels=1, queue=0, queue_seconds=0),
         max_head=1,
+        outbox=Outbox(asyncio.get_running_loop().call_soon),
         host=b"localhost:5173",
         origin=b"http://localhost:5173",
         address=b"10.0.0.5",
