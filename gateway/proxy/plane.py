@@ -19,8 +19,9 @@ from gateway.proxy.routes import Entry, RouteTable, Waker
 from gateway.proxy.upstream import Pool, PoolLimits, tcp_connect, unix_connect
 from gateway.settings import Settings
 
-#: aiohttp keeps idle connections for 75 s; ours let go before that.
-_CONTROL_IDLE_SECONDS: Final = 60.0
+#: aiohttp keeps idle connections for 75 s; ours let go before that. Each holds two descriptors and a
+#: task, and over a Unix socket a new one costs little.
+_CONTROL_IDLE_SECONDS: Final = 5.0
 
 
 class PlaneStats:
