@@ -288,6 +288,35 @@ async def test_fault_7_no_path_leads_to_another_session(gateway: Gateway, rest: 
     assert gateway.control.untouched
 
 
+@pytest.mark.parametrize(
+    "target",
+    [b"//evil.example", b"//evil.example/%2e%2e", b"/%%5Cevil.example", b"//evil.example%b"],
+)
+async def test_fault_7_what_looks_like_another_site_is_a_path(
+    gateway: Gateway, target: bytes
+) -> None:
+    """The gateway itself redirects to nowhere: it is the control plane's to answer."""
+    await gateway.preview()
+    client = await gateway.client()
+    target = target.replace(b"%b", BASE[:-1])
+    client.ask(target)
+    peer = await gateway.control.accept()
+    assert (await peer.head()).startswith(b"GET " + target + b" HTTP/1.1\r\n")
+    peer.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+    response = await client.response()
+    assert (response.status, response.fields.get("location")) == (404, None)
+
+
+@pytest.mark.parametrize("rest", [b"//evil.example", b"/abcdef01%2f/evil.example", b"/%5cevil.ex"])
+async def test_fault_7_no_missing_slash_leads_to_another_site(
+    gateway: Gateway, rest: bytes
+) -> None:
+    client = await gateway.client()
+    client.ask(b"/preview" + rest)
+    response = await client.response()
+    assert (response.status, response.fields.get("location")) == (404, None)
+
+
 @pytest.mark.parametrize("answered_by", ["dev server", "gateway"])
 async def test_fault_8_ten_thousand_pipelined_requests_are_answered_in_order(
     gateway: Gateway, answered_by: str
