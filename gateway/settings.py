@@ -209,6 +209,11 @@ class Settings(BaseSettings):
         description="A WebSocket side that says nothing for this long gets a ping; a browser that "
         "answers none for three times as long is gone. 0: no pings.",
     )
+    keep_hmr_sockets: bool = Field(
+        True,
+        description="When a dev server goes and is started anew, keep the browser's HMR socket and "
+        "connect it to the new one.",
+    )
     drain_grace_seconds: float = Field(
         5.0,
         ge=0,
