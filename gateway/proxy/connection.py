@@ -551,6 +551,15 @@ class ClientConnection(Sender):
         self._tunnel_of = session_id
         self._listener.became_tunnel(self)
 
+    def change_tunnel(self, side: TunnelSide) -> None:
+        """Another side of a tunnel looks after this client from now on."""
+        self._tunnel = side
+
+    @property
+    def stays(self) -> bool:
+        """Whether a tunnel that has lost its dev server is worth another one."""
+        return not self._listener.is_leaving and not self.transport.is_closing()
+
     def look_after_tunnel(self, active: set[str], ping_seconds: int) -> None:
         """Once a second: add the tunnel's session to ``active`` if it was used, end it if dead."""
         tunnel = self._tunnel

@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from gateway.errors import GatewayError
-from gateway.proxy import answers, deadlines, heads, http1, tcp, tunnel
+from gateway.proxy import answers, deadlines, heads, hmr, http1, tcp, tunnel
 from gateway.proxy.http1 import END, Malformed, RequestHead, ResponseHead
 from gateway.proxy.upstream import Pool, UpstreamConnection, UpstreamUnreachable
 from gateway.session import ENDED, PENDING, SessionId, State
@@ -483,16 +483,24 @@ class Exchange:
         self.client.flush()
         self.plane.stats.count(101)
         to_client, to_upstream = upstream.parser.tail, self.client.parser.tail
-        side = tunnel.join(
-            self.client.transport,
-            upstream.detach(),
-            to_client=to_client,
-            to_upstream=to_upstream,
-            client_closed=self.client.tunnel_closed,
-            upstream_closed=upstream.gone,
-            websocket=response.upgrade.lower() == b"websocket",
-        )
-        self.client.become_tunnel(side, self.place.session_id)
+        session_id = self.place.session_id
+        websocket = response.upgrade.lower() == b"websocket"
+        side: tunnel.TunnelSide
+        keep = self.plane.settings.keep_hmr_sockets and hmr.is_hmr(response)
+        if session_id is not None and websocket and keep:
+            socket = hmr.HmrSocket(self.client, SessionId(session_id))
+            side = socket.join(upstream, to_client=to_client, to_upstream=to_upstream)
+        else:
+            side = tunnel.join(
+                self.client.transport,
+                upstream.detach(),
+                to_client=to_client,
+                to_upstream=to_upstream,
+                client_closed=self.client.tunnel_closed,
+                upstream_closed=upstream.gone,
+                websocket=websocket,
+            )
+        self.client.become_tunnel(side, session_id)
 
     def _switch_problem(self, response: ResponseHead) -> str:
         head, token = self.head, response.upgrade.lower()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Final
 
+_FIN: Final = 0x80
 _FIN_TEXT: Final = 0x81
 _CONTROL: Final = 0x08
 _MASKED: Final = 0x80
@@ -29,12 +30,14 @@ _ENDLESS: Final = 2**62
 class FrameWatch:
     """One direction. ``active`` becomes True with each frame that is more than a keep-alive."""
 
-    __slots__ = ("_head", "_left", "active")
+    __slots__ = ("_head", "_left", "_unfinished", "active")
 
     def __init__(self) -> None:
         #: Of the frame under way: the part of its head that has come, then what is missing of it.
         self._head = b""
         self._left = 0
+        #: A message was begun in fragments, and its last one has not come.
+        self._unfinished = False
         self.active = False
 
     @property
@@ -46,10 +49,21 @@ class FrameWatch:
         """
         return not self._left and not self._head
 
+    @property
+    def at_message_boundary(self) -> bool:
+        """Whether a message of another sender may follow what was seen."""
+        return not self._left and not self._head and not self._unfinished
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether a Close has passed."""
+        return self._left > _ENDLESS // 2
+
     def see(self, data: bytes) -> None:
         """Look at what passes by."""
-        # Nearly always one read is one small frame of data; the general way takes twice as long.
-        if not self._left and not self._head and len(data) > 1 and not data[0] & _CONTROL:
+        # Nearly always one read is one small frame with a whole message (FIN, and an opcode from 1
+        # to 7); the general way takes twice as long.
+        if not self._left and not self._head and len(data) > 1 and 0x80 < data[0] & 0x8F < 0x88:
             second = data[1]
             length = second & 0x7F
             if length < 126 and len(data) == length + (6 if second & _MASKED else 2):
@@ -78,10 +92,17 @@ class FrameWatch:
                 self._left = _ENDLESS
                 return
             self._left = _payload_size(head)
+            if not head[0] & _CONTROL:
+                self._unfinished = not head[0] & _FIN
             # Of a long payload no more is looked at than tells that it is no keep-alive.
             payload = data[start : start + min(self._left, len(_VITE_PING))]
             if not is_keep_alive(head[:size] + payload):
                 self.active = True
+
+
+def text_frame(text: bytes) -> bytes:
+    """A server's message of up to 125 bytes."""
+    return bytes((_FIN_TEXT, len(text))) + text
 
 
 def is_keep_alive(frame: bytes) -> bool:

@@ -31,6 +31,9 @@ class PlaneStats:
         self.responses: dict[int, int] = {}
         self.errors: Counter[str] = Counter()
         self.tunnels = 0
+        #: HMR sockets that were connected to another dev server, and those that could not be.
+        self.hmr_resumed = 0
+        self.hmr_given_up = 0
 
     def count(self, status: int) -> None:
         """A response with this status was sent on."""

@@ -68,6 +68,13 @@ class Serving:
             [({}, len(self.listener.connections))],
         )
         yield ("active_tunnels", "Open WebSocket tunnels.", "gauge", [({}, stats.tunnels)])
+        hmr = {"resumed": stats.hmr_resumed, "given_up": stats.hmr_given_up}
+        yield (
+            "hmr_sockets",
+            "HMR sockets kept while their dev server was started anew, and what became of them.",
+            "counter",
+            _labelled("outcome", hmr),
+        )
         yield (
             "upstream_connections",
             "Open connections to dev servers and to the control plane, with those of tunnels.",

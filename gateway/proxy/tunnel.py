@@ -26,7 +26,7 @@ HALF_CLOSED_SECONDS: Final = 30
 #: When one side is lost, the other gets this long to take what is still on its way.
 _FLUSH_SECONDS: Final = 0.5
 #: A client is dead that says nothing for so many times the time after which it gets a ping, ...
-_CLIENT_PATIENCE: Final = 3
+CLIENT_PATIENCE: Final = 3
 #: ... and a dev server after this: one that compiles may not answer for a minute, and one that is
 #: gone with its pod is found by the kernel.
 _UPSTREAM_PATIENCE: Final = 15
@@ -110,6 +110,11 @@ class TunnelSide(asyncio.Protocol):
         if transport.get_write_buffer_size():
             asyncio.get_running_loop().call_later(_FLUSH_SECONDS, transport.abort)
 
+    @property
+    def is_half_closed(self) -> bool:
+        """Whether this side has ended its stream."""
+        return self._half_closed > 0
+
     def take_activity(self) -> bool:
         """Whether more than keep-alives has passed, either way, since the last call."""
         active = self.watch.active or self.peer.watch.active
@@ -138,7 +143,7 @@ class TunnelSide(asyncio.Protocol):
         far = self.peer
         if self._is_half_closed_too_long() or far._is_half_closed_too_long():
             self.close()
-        elif self._is_dead(ping_seconds, PING, _CLIENT_PATIENCE):
+        elif self._is_dead(ping_seconds, PING, CLIENT_PATIENCE):
             self.transport.abort()
         elif far._is_dead(ping_seconds, MASKED_PING, _UPSTREAM_PATIENCE):
             far.transport.abort()
@@ -201,16 +206,21 @@ def join(
     make_watch: Callable[[], Watch] = FrameWatch if websocket else ByteWatch
     near = TunnelSide(client, make_watch(), client_closed)
     far = TunnelSide(upstream, make_watch(), upstream_closed)
+    link(near, far, to_client=to_client, to_upstream=to_upstream)
+    return near
+
+
+def link(near: TunnelSide, far: TunnelSide, *, to_client: bytes, to_upstream: bytes) -> None:
+    """Let two sides be one tunnel, beginning with what has arrived already."""
     near.peer, far.peer = far, near
-    tcp.probe(upstream.get_extra_info("socket"))  # the client's has it from the listening socket
-    for transport, side in ((client, near), (upstream, far)):
-        transport.set_write_buffer_limits(high=HIGH_WATER)
-        transport.set_protocol(side)
+    tcp.probe(far.transport.get_extra_info("socket"))  # near has it from the listening socket
+    for side in (near, far):
+        side.transport.set_write_buffer_limits(high=HIGH_WATER)
+        side.transport.set_protocol(side)
     if to_client:
         far.data_received(to_client)
     if to_upstream:
         near.data_received(to_upstream)
-    for transport in (client, upstream):
-        if not transport.is_closing():
-            transport.resume_reading()
-    return near
+    for side in (near, far):
+        if not side.transport.is_closing():
+            side.transport.resume_reading()

@@ -79,6 +79,7 @@ def session(
     hmr: Hmr | None = None,
     reason: str = "",
     log_tail: str = "",
+    revision: int = 1,
 ) -> Session:
     """A session as the registry would hold it."""
     return Session(
@@ -98,6 +99,7 @@ def session(
         hmr=hmr or Hmr(),
         reason=reason,
         log_tail=log_tail,
+        revision=revision,
     )
 
 

@@ -42,6 +42,7 @@ RANKS: Final[dict[str, int]] = {
     "gateway.stopping": 3,
     "gateway.proxy.connection": 4,
     "gateway.proxy.exchange": 4,
+    "gateway.proxy.hmr": 4,
     "gateway.proxy.listener": 4,
     "gateway.proxy.plane": 4,
     "gateway.proxy.serving": 4,
