@@ -36,9 +36,11 @@ class Heartbeat:
         *,
         stood_still: Callable[[float], None],
         cut_off: Callable[[float], None],
+        recovered: Callable[[], None],
     ) -> None:
         """``stood_still`` is told after how many seconds this process went on, ``cut_off`` since
-        how many seconds the registry has not answered, once that is too long.
+        how many seconds the registry has not answered, once that is too long; ``recovered`` when
+        the registry is back after it was away for long, or has lost its data.
         """
         self._lease_seconds = settings.lease_seconds
         self._outage_seconds = settings.outage_seconds
@@ -46,6 +48,8 @@ class Heartbeat:
         self._replica = replica
         self._stood_still = stood_still
         self._cut_off = cut_off
+        self._recovered = recovered
+        self._epoch: int | None = None
         self._tried_at = self._renewed_at = time.monotonic()
         self._is_cut_off = False
 
@@ -57,10 +61,14 @@ class Heartbeat:
     async def renew(self) -> None:
         """Renew the lease once. Raises RegistryUnavailable."""
         tried_at = self._tried_at = time.monotonic()
-        await self._registry.heartbeat(self._replica)
+        epoch = await self._registry.heartbeat(self._replica)
         # The lease runs from some moment after that one.
         self._renewed_at = tried_at
         self._is_cut_off = False
+        former, self._epoch = self._epoch, epoch
+        if former not in {None, epoch}:
+            log.warning("the registry was away, or has lost its data: what runs here is compared")
+            self._recovered()
 
     async def beat(self) -> None:
         """Renew the lease until cancelled."""

@@ -10,9 +10,17 @@ import asyncio
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final, Protocol, TypeVar
 
-from gateway.errors import BadFiles, Fenced, GatewayError, RegistryUnavailable, SpawnFailed
+from gateway.errors import (
+    BadFiles,
+    Fenced,
+    GatewayError,
+    RegistryUnavailable,
+    SessionNotFound,
+    SpawnFailed,
+)
 from gateway.registry.base import Change, Registry
 from gateway.reports import StreamReports
 from gateway.session import Session, SessionId, State
@@ -153,9 +161,15 @@ class Holding:
         """Let requests come to this dev server."""
         change = Change(endpoint=server.endpoint, hmr=server.hmr)
         if not self.is_heir:
-            await self.move(State.READY, change)
+            try:
+                self._session = await self.move(State.READY, change)
+            except SessionNotFound:
+                # The registry has lost it since it was claimed.
+                known = self._session
+                self._session = replace(known, endpoint=server.endpoint, hmr=server.hmr)
+                await self.restore()
             return
-        await self._ask_for(
+        self._session = await self._ask_for(
             State.READY,
             lambda: self._registry.succeed(
                 self.id, heir=self._owner, generation=self.generation, change=change
@@ -192,12 +206,32 @@ class Holding:
 
         return await answered(self.id, ask)
 
+    # -- a registry that has lost its data ---------------------------------------------------------
+
+    def is_ahead_of(self, session: Session | None) -> bool:
+        """Whether the registry, which knows this much of the session, has lost what runs here."""
+        if not self.ready or self.is_heir:
+            return False
+        if session is None or session.generation < self.generation:
+            return True
+        is_same = session.generation == self.generation and session.owner == self._owner
+        return is_same and session.state in {State.REGISTERED, State.STARTING}
+
+    async def restore(self) -> None:
+        """Register the session again, as it runs here. Raises Fenced if it went on elsewhere."""
+        files = await self._spawner.read(self.id, self._applied)
+        log.warning("session %s is unknown to the registry: it is registered again", self.id)
+        await answered(self.id, lambda: self._registry.restore(self._session, files))
+
     # -- edits -----------------------------------------------------------------------------------
 
     async def _apply_edits(self) -> None:
         """Bring the workspace to the registry's revision."""
         session = await answered(self.id, lambda: self._registry.session(self.id))
-        if session is None or session.revision == self._revision:
+        if session is None:
+            return
+        self._session = session
+        if session.revision == self._revision:
             return
         files = await answered(self.id, lambda: self._registry.files(self.id))
         wanted = {path: _digest(content) for path, content in files.items()}

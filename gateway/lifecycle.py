@@ -54,7 +54,12 @@ class Lifecycle:
         self._spawner = spawner
         self.replica = replica
         self._heartbeat = Heartbeat(
-            settings, registry, replica, stood_still=self._stood_still, cut_off=self._cut_off
+            settings,
+            registry,
+            replica,
+            stood_still=self._stood_still,
+            cut_off=self._cut_off,
+            recovered=self._recheck_all,
         )
         self._sweeper = Sweeper(settings, registry, replica, self)
         self._takeover = Takeover(settings, registry, replica, self)
@@ -415,6 +420,13 @@ class Lifecycle:
 
     async def _recheck(self, session_id: SessionId) -> None:
         session = await answered(session_id, lambda: self._registry.session(session_id))
+        holding = self._held.get(session_id)
+        if holding is not None and holding.is_ahead_of(session):
+            try:
+                await holding.restore()
+            except Fenced:
+                # Another generation was restored first, or somebody asked for the end meanwhile.
+                session = await answered(session_id, lambda: self._registry.session(session_id))
         if session is not None:
             self._changed(session.route)
 

@@ -18,7 +18,7 @@ from typing import Final, NoReturn, Protocol
 
 from gateway.errors import RegistryUnavailable, SessionNotFound
 from gateway.registry.base import Registry, Subscriber
-from gateway.session import PENDING, Route, SessionId, State
+from gateway.session import ENDED, PENDING, Route, SessionId, State
 
 log: Final = logging.getLogger(__name__)
 
@@ -26,6 +26,9 @@ log: Final = logging.getLogger(__name__)
 MAX_ROUTES: Final = 100_000
 #: While the registry is down, it is asked again about a known session after this time.
 _STALE_SECONDS: Final = 1.0
+#: While no changes are pushed, a request for a known session waits so long for the registry.
+_PATIENCE_SECONDS: Final = 0.3
+_GOING: Final = frozenset({State.STOPPING, *ENDED})
 
 
 class Waker(Protocol):
@@ -115,6 +118,8 @@ class RouteTable:
         self._entries: dict[str, Entry] = {}
         self._waiters: dict[str, set[asyncio.Future[Route]]] = {}
         self._reads: dict[str, asyncio.Task[Route | None]] = {}
+        #: Known sessions of which the registry has no record, and since when.
+        self._missing: dict[str, float] = {}
         self._linked = False
         self._unsubscribe: Callable[[], None] | None = None
         self.stats = RouteStats()
@@ -181,18 +186,54 @@ class RouteTable:
         """
         with _Waiter(self._waiters, session_id) as waiter:
             try:
+                if not self._linked and session_id in self._entries:
+                    await self._read_briefly(session_id)
                 route = await self._read(session_id)
             except RegistryUnavailable:
                 entry = self._entries.get(session_id)
                 if entry is None:
                     raise
-                self.stats.stale += 1
-                # Not every request waits for a registry that is down.
-                entry.confirmed_at = self._clock() - self._max_age + _STALE_SECONDS
-                return entry
+                return self._stale(entry)
             if route is None:
+                lost = self._lost_by_registry(session_id)
+                if lost is not None:
+                    return lost
                 route = await self._registration(session_id, waiter)
         return self._keep(route)
+
+    def _stale(self, entry: Entry) -> Entry:
+        self.stats.stale += 1
+        # Not every request waits for a registry that is down.
+        entry.confirmed_at = self._clock() - self._max_age + _STALE_SECONDS
+        return entry
+
+    async def _read_briefly(self, session_id: SessionId) -> None:
+        """Let a read begin; RegistryUnavailable if it takes long.
+
+        While no changes are pushed the registry is likely to be away, and what is known is better
+        than a long wait. The answer is taken in when it comes.
+        """
+        read = self._begin_read(session_id)
+        await asyncio.wait((read,), timeout=_PATIENCE_SECONDS)
+        if not read.done():
+            read.add_done_callback(self._take)
+            raise RegistryUnavailable("the registry is slow to answer")
+
+    def _lost_by_registry(self, session_id: SessionId) -> Entry | None:
+        """The entry of a session that runs, although the registry has no record of it.
+
+        A record outlives its session by far, so this registry has lost its data. The owner
+        registers the session again; until then, but not for long, the route is good.
+        """
+        entry = self._entries.get(session_id)
+        if entry is None or entry.route.state in _GOING:
+            return None
+        now = self._clock()
+        if now - self._missing.setdefault(session_id, now) <= self._max_age:
+            return self._stale(entry)
+        del self._missing[session_id], self._entries[session_id]
+        _retire(entry)
+        return None
 
     async def deny(self, session_id: SessionId) -> NoReturn:
         """Answer for a session that the caller may not see as for one that does not exist.
@@ -274,7 +315,11 @@ class RouteTable:
     def _keep(self, route: Route) -> Entry:
         """Store ``route`` unless a newer one is known; returns the entry that holds."""
         entry = self._entries.get(route.id)
+        if self._missing:
+            self._missing.pop(route.id, None)
         now = self._clock()
+        if not self._linked:
+            now -= max(self._max_age - _STALE_SECONDS, 0.0)
         if entry is None:
             if len(self._entries) >= self._max_routes:
                 self._evict()
@@ -308,19 +353,18 @@ class RouteTable:
         for entry in self._entries.values():
             entry.confirmed_at = float("-inf")
         for session_id in self._waiters:
-            self._read_for_waiters(SessionId(session_id))
+            # A registration may have been missed while the link was down.
+            self._begin_read(SessionId(session_id)).add_done_callback(self._take)
 
-    def _read_for_waiters(self, session_id: SessionId) -> None:
-        """A registration may have been missed while the link was down: ask for it."""
-
-        def told(read: asyncio.Task[Route | None]) -> None:
-            if not read.cancelled() and read.exception() is None and (route := read.result()):
-                self.changed(route)
-
-        self._begin_read(session_id).add_done_callback(told)
+    def _take(self, read: asyncio.Task[Route | None]) -> None:
+        if not read.cancelled() and read.exception() is None and (route := read.result()):
+            self.changed(route)
 
     def _lost(self) -> None:
+        """Changes may be missed from now on: nothing is good for long until the link is up."""
         self._linked = False
+        for entry in self._entries.values():
+            entry.confirmed_at = float("-inf")
 
     @property
     def linked(self) -> bool:

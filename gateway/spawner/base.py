@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
@@ -78,6 +78,9 @@ class Spawner(Protocol):
 
         Each file changes atomically. Does nothing for a session without a workspace.
         """
+
+    async def read(self, session_id: SessionId, paths: Collection[str]) -> dict[str, bytes]:
+        """What these files hold now. Left out are those that are gone, or no files any more."""
 
     async def stop(self, session_id: SessionId, *, generation: int | None = None) -> None:
         """Stop the dev server and remove its workspace; returns when no process is left.

@@ -102,6 +102,14 @@ class ProcessSpawner:
             newest = max(runs, key=lambda run: run.job.generation)
             await newest.write(write, delete)
 
+    async def read(self, session_id: SessionId, paths: Collection[str]) -> dict[str, bytes]:
+        """See ``Spawner.read``. Files that have grown beyond the limit are left out, too."""
+        runs = self._of(session_id)
+        if not runs:
+            return {}
+        newest = max(runs, key=lambda run: run.job.generation)
+        return await newest.read(paths, longest=self._settings.max_file_bytes)
+
     async def stop(self, session_id: SessionId, *, generation: int | None = None) -> None:
         """See ``Spawner.stop``. A start under way raises SpawnFailed."""
         chosen = [run for run in self._of(session_id) if generation in {None, run.job.generation}]

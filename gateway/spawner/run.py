@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -94,6 +94,13 @@ class Run:
         async with self._disk:
             if self._workspace and not self._ending:
                 await in_thread(self._workspace.write, write, delete)
+
+    async def read(self, paths: Collection[str], *, longest: int) -> dict[str, bytes]:
+        """What these files hold now; see ``Workspace.read``."""
+        async with self._disk:
+            if self._workspace is None or self._ending:
+                return {}
+            return await in_thread(self._workspace.read, paths, longest)
 
     async def end(self, why: str = "the session was stopped") -> None:
         """Take everything down; returns when nothing is left. Idempotent."""

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -27,6 +28,7 @@ TEMPORARY: Final = "tmp."
 
 _DRIVE: Final = re.compile(r"[A-Za-z]:")
 _FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_OLD_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -144,6 +146,25 @@ class Workspace:
             self._delete(path)
         for path, content in write.items():
             self._put(path, content)
+
+    def read(self, paths: Iterable[str], longest: int) -> dict[str, bytes]:
+        """What these files hold now.
+
+        Left out are those that are gone, are longer than ``longest`` bytes or no plain files any
+        more: the dev server may have put a link, a pipe or a folder in their place.
+        """
+        found: dict[str, bytes] = {}
+        for path in paths:
+            *folders, name = path.split("/")
+            with (
+                contextlib.suppress(OSError, BadFiles),
+                self._open_folder(folders, path, create=False) as folder,
+                open(os.open(name, _OLD_FILE, dir_fd=folder), "rb") as file,
+            ):
+                facts = os.fstat(file.fileno())
+                if stat.S_ISREG(facts.st_mode) and facts.st_size <= longest:
+                    found[path] = file.read(longest)
+        return found
 
     def remove(self) -> None:
         """Remove everything. Idempotent."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ class ScriptedSpawner:
     def __init__(self) -> None:
         self.started: list[Job] = []
         self.stopped: list[tuple[SessionId, int | None]] = []
+        self.read_paths: list[str] = []
         self.written: list[tuple[dict[str, bytes], list[str]]] = []
         self.running: dict[SessionId, int] = {}
         self.reports: dict[SessionId, Reports] = {}
@@ -61,6 +62,10 @@ class ScriptedSpawner:
     ) -> None:
         self.written.append((dict(write), list(delete)))
         self.news.set()
+
+    async def read(self, session_id: SessionId, paths: Collection[str]) -> dict[str, bytes]:
+        self.read_paths += paths
+        return dict.fromkeys(paths, b"from the workspace")
 
     async def stop(self, session_id: SessionId, *, generation: int | None = None) -> None:
         self.stopped.append((session_id, generation))

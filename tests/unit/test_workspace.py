@@ -182,3 +182,21 @@ def test_a_workspace_of_the_same_name_is_replaced(workspace: Workspace) -> None:
     assert (again.folder / "owner").read_text() == "other"
     workspace.remove()
     again.remove()
+
+
+def test_files_are_read_as_they_are_and_nothing_else_is(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("not yours")
+    workspace = Workspace(tmp_path / "root", "s.1", owner="o")
+    workspace.make()
+    workspace.write({"a": b"1", "src/b": b"2", "c/d": b"3", "long": b"x" * 11, "gone": b""})
+    app = workspace.app
+    (app / "a").write_bytes(b"changed")
+    (app / "gone").unlink()
+    (app / "c" / "d").unlink()
+    (app / "c").rmdir()
+    (app / "c").symlink_to(tmp_path)
+    (app / "link").symlink_to(tmp_path / "secret")
+    os.mkfifo(app / "pipe")
+    paths = ["a", "src/b", "src", "c/d", "c/secret", "link", "pipe", "long", "gone", "never/was"]
+    assert workspace.read(paths, 10) == {"a": b"changed", "src/b": b"2"}
+    workspace.remove()
