@@ -470,3 +470,100 @@ async def test_waiters_are_cancelled_when_the_table_closes(registry: FakeRegistr
     await table.close()
     with pytest.raises(asyncio.CancelledError):
         await waiting
+
+
+# -- without the registry, or with one that has lost its data --------------------------------------
+
+
+def lose_link(registry: FakeRegistry) -> None:
+    for subscriber in registry._subscribers:
+        subscriber.lost()
+
+
+async def test_with_the_link_every_route_loses_its_confirmation(
+    table: Table, registry: FakeRegistry
+) -> None:
+    registry.put(session(endpoint=HERE), push=False)
+    entry = await table.resolve(ID)
+    lose_link(registry)
+    assert not table.linked
+    assert table.get(ID, table.now()) is None
+    registry.put(session(endpoint=THERE, version=2), push=False)
+    assert (await table.resolve(ID)).route.endpoint == THERE
+    assert table.get(ID, table.now()) is entry
+    table.offset = 1.1
+    assert table.get(ID, table.now()) is None, "without pushes it is read about once a second"
+
+
+async def test_without_the_link_a_known_session_waits_only_briefly_for_the_registry(
+    table: Table, registry: FakeRegistry
+) -> None:
+    registry.put(session(endpoint=HERE), push=False)
+    entry = await table.resolve(ID)
+    lose_link(registry)
+    registry.gate = asyncio.Event()
+    registry.put(session(endpoint=THERE, version=2), push=False)
+    started = table.now()
+    assert await table.resolve(ID) is entry
+    assert 0.25 < table.now() - started < 1
+    assert entry.route.endpoint == HERE
+    assert table.stats.stale == 1
+    registry.gate.set()
+    await eventually(lambda: entry.route.endpoint == THERE)
+
+
+async def test_a_slow_answer_that_is_an_error_changes_nothing(
+    table: Table, registry: FakeRegistry
+) -> None:
+    registry.put(session(endpoint=HERE), push=False)
+    entry = await table.resolve(ID)
+    lose_link(registry)
+    registry.gate = asyncio.Event()
+    await table.resolve(ID)
+    registry.down = True
+    registry.gate.set()
+    await eventually(lambda: not table._reads)
+    assert entry.route.endpoint == HERE
+
+
+async def test_a_route_outlives_its_record_for_a_while(
+    table: Table, registry: FakeRegistry
+) -> None:
+    registry.put(session(endpoint=HERE), push=False)
+    entry = await table.resolve(ID)
+    pool = FakePool()
+    entry.pool = pool
+    del registry.sessions[ID]
+    table.offset = 10.1
+    assert await table.resolve(ID) is entry
+    assert table.get(ID, table.now()) is entry
+    assert table.stats.stale == 1
+    table.offset = 20.3
+    with pytest.raises(SessionNotFound):
+        await table.resolve(ID)
+    assert pool.retired == 1
+    assert len(table) == 0
+
+
+async def test_a_record_that_comes_back_is_believed(table: Table, registry: FakeRegistry) -> None:
+    registry.put(session(endpoint=HERE), push=False)
+    entry = await table.resolve(ID)
+    record = registry.sessions.pop(ID)
+    table.offset = 10.1
+    await table.resolve(ID)
+    registry.put(record)
+    table.offset = 25.0
+    del registry.sessions[ID]
+    assert await table.resolve(ID) is entry, "this is another loss"
+
+
+@pytest.mark.parametrize("state", [State.STOPPING, State.STOPPED, State.EXPIRED])
+async def test_a_session_that_ended_does_not_outlive_its_record(
+    table: Table, registry: FakeRegistry, state: State
+) -> None:
+    registry.put(session(state=state), push=False)
+    await table.resolve(ID)
+    del registry.sessions[ID]
+    table.offset = 10.1
+    with pytest.raises(SessionNotFound):
+        await table.resolve(ID)
