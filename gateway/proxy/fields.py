@@ -149,7 +149,9 @@ class Fields:
         names, lower = self._names, name.lower()
         noted = lower in names.noted
         if noted or lower in names.special:
-            self._take(lower, value.strip(WHITESPACE))
+            # llhttp knows no coding with a tab behind it, so it is no coding here either.
+            space = b" " if lower == b"transfer-encoding" else WHITESPACE
+            self._take(lower, value.strip(space))
         if lower in names.special or ends_here(lower) or self._is_alias(lower):
             self._counted_bytes += len(name) + len(value) + 4
             return
