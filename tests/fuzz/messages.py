@@ -150,6 +150,7 @@ _NASTY: Final = st.sampled_from(
         *(b"Content-Length: 5\r\n", b"Content-Length: 0\r\n", b"Content-Length: +5\r\n"),
         *(b"Content-Length: 5, 5\r\n", b"Content-Length: 0x5\r\n", b"Content-Length:\r\n"),
         *(b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: identity\r\n"),
+        *(b"Transfer-Encoding:\tchunked\r\n", b"Transfer-Encoding: chunked\t\r\n"),
         *(b"Transfer-Encoding:\x0bchunked\r\n", b"Transfer-Encoding : chunked\r\n"),
         *(b"Transfer-Encoding: xchunked\r\n", b"Transfer-Encoding: chunked, identity\r\n"),
         *(b"Transfer-Encoding:\r\n chunked\r\n", b"Transfer_Encoding: chunked\r\n"),

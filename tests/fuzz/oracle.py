@@ -95,6 +95,7 @@ _HOST: Final = re.compile(
     rb"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*|\[([0-9A-Fa-f:.]+)\])(?::[0-9]*)?"
 )
 _PLAIN_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]{1,250}|\[[^]]{1,50}\])(?::[0-9]{0,5})?")
+_CODING_AND_TAB: Final = re.compile(rb"transfer-encoding:.*\t *", re.IGNORECASE)
 _DIGITS: Final = re.compile(rb"[0-9]+")
 #: RFC 9112 7.1. An extension is to be ignored, and none is passed on, so all that counts is that
 #: nothing in it could end the line for others; what is no extension by 7.1.1 may be refused.
@@ -250,6 +251,8 @@ class _Reader:
         self, start: tuple[bytes, bytes, bytes], lines: list[bytes], once: tuple[bytes, ...]
     ) -> Message:
         message = Message(start, [_field(line) for line in lines], keep_alive=False)
+        if any(_CODING_AND_TAB.fullmatch(line) for line in lines):
+            message.refusable = "a tab behind a transfer coding"
         for name in once:
             if len(message.values(name)) > 1:
                 raise _RefusedError(f"more than one {name.decode()}")
