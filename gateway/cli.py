@@ -181,7 +181,7 @@ def _serve(options: argparse.Namespace) -> int:
     from gateway.app import serve  # not above: commands without a gateway start twice as fast
 
     settings = _settings(options)
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, form=settings.log_format)
 
     def ready(gateway: Gateway) -> None:
         print(f"preview-gateway serves {gateway.url}", flush=True)

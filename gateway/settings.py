@@ -146,6 +146,14 @@ class Settings(BaseSettings):
     tombstone_seconds: int = Field(
         86400, ge=1, description="How long an ended session is remembered (410 instead of 404)."
     )
+    late_event_seconds: float = Field(
+        60.0,
+        ge=0,
+        description="For how long after its end a session still takes events; they are marked late.",
+    )
+    idempotency_seconds: int = Field(
+        86400, ge=1, description="How long an `Idempotency-Key` of a create call is remembered."
+    )
     max_files: int = Field(2000, ge=1, description="Files per session.")
     max_file_bytes: int = Field(4 * 2**20, ge=1, description="Size of one file.")
     max_session_bytes: int = Field(32 * 2**20, ge=1, description="Size of all files of a session.")
@@ -165,6 +173,24 @@ class Settings(BaseSettings):
     # -- waits
     registration_wait_seconds: float = Field(
         2.0, ge=0, description="How long a request waits for the registration of its session."
+    )
+    status_wait_seconds: float = Field(
+        5.0,
+        ge=0,
+        le=300,
+        description="How long a call that reads or changes a session waits for its registration.",
+    )
+    event_wait_seconds: float = Field(
+        5.0,
+        ge=0,
+        le=300,
+        description="How long an event that is posted waits for the registration of its session.",
+    )
+    stream_wait_seconds: float = Field(
+        10.0,
+        ge=0,
+        le=300,
+        description="How long an event stream waits for the registration of its session.",
     )
     hold_seconds: float = Field(
         30.0, ge=0, description="How long a request waits for a dev server that is starting."
@@ -245,10 +271,21 @@ class Settings(BaseSettings):
     )
     max_head_bytes: int = Field(65536, ge=1024, description="Size of a request or response head.")
     max_target_bytes: int = Field(32768, ge=256, description="Length of a request target.")
-    max_api_body_bytes: int = Field(64 * 2**20, ge=1024, description="Body of an API call.")
+    max_api_body_bytes: int = Field(
+        64 * 2**20,
+        ge=1024,
+        description="Body of an API call with files; all such bodies under way may have four times "
+        "as much together.",
+    )
+    max_event_bytes: int = Field(
+        64 * 2**10, ge=1024, le=2**20, description="Data of an event that is posted to a session."
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Least severe level that is logged."
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="Form of a log line; `auto`: `text` on a terminal, else `json`."
     )
 
     @field_validator(

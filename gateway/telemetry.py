@@ -14,6 +14,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 NAMESPACE: Final = "preview_gateway"
+#: ``extra={FIELDS: {...}}`` of a log call: members of its JSON line, beside those of every line.
+FIELDS: Final = "fields"
+#: ``auto``: for a person on a terminal, else for a program.
+LogFormat = Literal["auto", "json", "text"]
 
 #: How the values of several processes make one: a counter and a gauge are added up, a flag is 1
 #: only where it is 1 everywhere.
@@ -38,19 +42,20 @@ class _JsonLines(logging.Formatter):
             "logger": record.name,
             **self._process,
             "message": record.getMessage(),
+            **vars(record).get(FIELDS, {}),
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line)
 
 
-def configure_logging(level: str, *, process: str = "") -> None:
-    """Log to standard error: JSON lines, or plain lines if a person reads them on a terminal.
+def configure_logging(level: str, *, process: str = "", form: LogFormat = "auto") -> None:
+    """Log to standard error, in JSON lines or in plain ones.
 
     ``process`` is what one of a gateway's several processes calls itself.
     """
     handler = logging.StreamHandler(sys.stderr)
-    if sys.stderr.isatty():
+    if form == "text" or (form == "auto" and sys.stderr.isatty()):
         name = f"{process}: " if process else ""
         handler.setFormatter(
             logging.Formatter(f"%(asctime)s %(levelname)-7s {name}%(message)s", "%H:%M:%S")
@@ -58,7 +63,7 @@ def configure_logging(level: str, *, process: str = "") -> None:
     else:
         handler.setFormatter(_JsonLines(process))
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    # One line per call would say what /metrics counts.
+    # Calls are logged by the API itself, without what is secret in an address.
     logging.getLogger("aiohttp.access").setLevel(logging.WARNING)
 
 

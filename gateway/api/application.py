@@ -10,9 +10,15 @@ from aiohttp import web
 
 from gateway import __version__
 from gateway.api.auth import cors_middleware, token_middleware
+from gateway.api.bodies import body_middleware
+from gateway.api.call_log import call_log_middleware
+from gateway.api.compat import CompatApi
+from gateway.api.creation import Creation
 from gateway.api.events import EventStreams
-from gateway.api.kontext import KontextApi
-from gateway.api.problems import problem_middleware
+from gateway.api.files import FilesApi
+from gateway.api.lookup import Lookup
+from gateway.api.notes import NotesApi
+from gateway.api.problems import OLDER_SHAPES, problem_middleware
 from gateway.api.sessions import SessionApi
 from gateway.lifecycle import Lifecycle
 from gateway.registry.base import Registry
@@ -63,24 +69,34 @@ def make_application(
     """
     application = web.Application(
         middlewares=[
+            call_log_middleware(settings.replica),
             # CORS is outermost, so that pages of a configured origin can read errors too.
             cors_middleware(settings.cors_origins),
             problem_middleware,
+            body_middleware(settings.max_api_body_bytes),
             token_middleware(settings.tokens),
         ],
-        client_max_size=settings.max_api_body_bytes,
     )
+    lookup = Lookup(settings, lifecycle)
+    creation = Creation(
+        settings, registry, lifecycle, check_files=check_files, check_project=check_project
+    )
+    streams = EventStreams(registry, closing=health.closing)
+    notes = NotesApi(settings, registry, lookup)
     sessions = SessionApi(
-        settings,
-        registry,
-        lifecycle,
-        streams=EventStreams(registry, closing=health.closing),
-        check_files=check_files,
-        check_project=check_project,
+        settings, registry, lifecycle, lookup=lookup, creation=creation, streams=streams
     )
-    application.add_routes(health.routes())
-    application.add_routes(sessions.routes())
-    application.add_routes(KontextApi(sessions).routes())
+    files = FilesApi(registry, lifecycle, lookup=lookup, creation=creation)
+    compat = CompatApi(
+        *(settings, registry, lifecycle),
+        lookup=lookup,
+        creation=creation,
+        notes=notes,
+        streams=streams,
+    )
+    for part in (health, sessions, files, notes, compat):
+        application.add_routes(part.routes())
+    application[OLDER_SHAPES] = compat.shapes()
 
     async def replicas(_: web.Request) -> web.Response:
         found: list[dict[str, Any]] = [

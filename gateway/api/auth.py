@@ -49,8 +49,10 @@ def cors_middleware(origins: Iterable[str]) -> Middleware:
             "Vary": "Origin",
         }
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
-            fields["Access-Control-Allow-Methods"] = "GET, POST, PATCH, DELETE"
-            fields["Access-Control-Allow-Headers"] = "Authorization, Content-Type, Last-Event-ID"
+            fields["Access-Control-Allow-Methods"] = "GET, POST, PUT, PATCH, DELETE"
+            fields["Access-Control-Allow-Headers"] = (
+                "Authorization, Content-Type, Idempotency-Key, Last-Event-ID"
+            )
             fields["Access-Control-Max-Age"] = "600"
             return web.Response(status=204, headers=fields)
         request["cors"] = fields

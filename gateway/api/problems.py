@@ -5,35 +5,33 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from aiohttp import web
-from pydantic import BaseModel, ValidationError
 
 from gateway.errors import (
     BadRequest,
     GatewayError,
-    PayloadTooLarge,
     RevisionConflict,
+    SessionEnded,
     SessionNotFound,
 )
-from gateway.settings import PREFIX
 
 log: Final = logging.getLogger(__name__)
-ModelT = TypeVar("ModelT", bound=BaseModel)
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+#: What a problem document has besides its own members, for callers of an older shape.
+OlderShape = Callable[[web.Request, Mapping[str, Any]], dict[str, Any]]
+
+#: By route, the shape in which the callers of older calls look for an error.
+OLDER_SHAPES: Final = web.AppKey("older_shapes", dict[str, OlderShape])
+#: The session that a call is about, where its address does not say so.
+SESSION_ID: Final = "session_id"
 
 
-#: Calls of the older shape: their errors also have the members that its callers look for.
-_OLDER_SHAPE: Final = "/kontext/"
-
-
-class UnsupportedMediaType(BadRequest):
-    """The content of a call is not declared as JSON."""
-
-    status = 415
-    code = "unsupported_media_type"
-    title = "Unsupported media type"
+def route_of(request: web.Request) -> str:
+    """The pattern of the route that a request has found; "" for none."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else ""
 
 
 def problem(exc: GatewayError, request: web.Request) -> web.Response:
@@ -46,7 +44,10 @@ def problem(exc: GatewayError, request: web.Request) -> web.Response:
     }
     if isinstance(exc, SessionNotFound):
         body["sessionId"] = exc.session_id
-    if isinstance(exc, RevisionConflict):
+        body["waitedSeconds"] = round(exc.waited, 3)
+    elif isinstance(exc, SessionEnded):
+        body |= {"sessionId": exc.session_id, "state": exc.state, "reason": exc.reason}
+    elif isinstance(exc, RevisionConflict):
         body["currentRevision"] = exc.current
     headers = {} if exc.retry_after is None else {"Retry-After": str(exc.retry_after)}
     if exc.status == 401:
@@ -57,9 +58,9 @@ def problem(exc: GatewayError, request: web.Request) -> web.Response:
 def _response(
     body: dict[str, Any], headers: Mapping[str, str], request: web.Request
 ) -> web.Response:
-    if request.path.startswith(_OLDER_SHAPE):
-        older = {"success": False, "error": body["detail"], "sessionId": request.get("session_id")}
-        body = {**older, **body}
+    shape = request.app.get(OLDER_SHAPES, {}).get(route_of(request))
+    if shape is not None:
+        body = {**shape(request, body), **body}
     return web.Response(
         status=body["status"],
         body=json.dumps(body).encode(),
@@ -70,28 +71,23 @@ def _response(
 
 @web.middleware
 async def problem_middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Turn every error into a problem document; an unexpected one is logged and says nothing."""
+    """Turn every error into a problem document; an unexpected one is logged and says nothing.
+
+    What is logged names the route, not the address: that may hold anything.
+    """
     try:
         return await handler(request)
     except GatewayError as exc:
         if exc.status >= 500:
-            log.warning("%s %s: %s", request.method, request.path, exc)
+            log.warning("%s %s: %s", request.method, route_of(request), exc)
         return problem(exc, request)
-    except web.HTTPRequestEntityTooLarge:
-        return problem(
-            PayloadTooLarge(
-                f"the body is larger than the {request.client_max_size} bytes that "
-                f"{PREFIX}MAX_API_BODY_BYTES allows: send fewer or smaller files"
-            ),
-            request,
-        )
     except web.HTTPException as exc:
         return _from_http(exc, request)
     except ConnectionResetError:
-        log.debug("%s %s: the client has gone", request.method, request.path)
+        log.debug("%s %s: the client has gone", request.method, route_of(request))
         return problem(BadRequest("the body is incomplete"), request)
     except Exception:
-        log.exception("%s %s failed", request.method, request.path)
+        log.exception("%s %s failed", request.method, route_of(request))
         return problem(GatewayError("the gateway failed; its log says why"), request)
 
 
@@ -110,22 +106,3 @@ def _from_http(exc: web.HTTPException, request: web.Request) -> web.StreamRespon
         "detail": details.get(exc.status, exc.reason),
     }
     return _response(body, {"Allow": allow} if allow else {}, request)
-
-
-async def parse_body(request: web.Request, model: type[ModelT]) -> ModelT:
-    """The request's JSON body as a model. Raises BadRequest that names each wrong field."""
-    if request.content_type != "application/json":
-        # Also keeps foreign pages out: a form or a text/plain POST needs no CORS preflight.
-        raise UnsupportedMediaType("send the body as JSON, with Content-Type: application/json")
-    try:
-        return model.model_validate_json(await request.read())
-    except ValidationError as exc:
-        errors = exc.errors(include_url=False, include_input=False)[:10]
-        raise BadRequest("; ".join(map(_complaint, errors))) from exc
-
-
-def _complaint(error: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in error["loc"]) or "body"
-    if error["type"] == "extra_forbidden":
-        return f"{place[:200]}: there is no such field; leave it out"
-    return f"{place[:200]}: {error['msg'][:300]}"

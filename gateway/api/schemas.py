@@ -6,16 +6,19 @@ import base64
 import binascii
 import json
 import shlex
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic.alias_generators import to_camel
 
 from gateway.errors import BadFiles, BadRequest
-from gateway.session import Recipe, Session
+from gateway.session import ENDED, Recipe, Session
 
 _MAX_METADATA_BYTES: Final = 16 * 1024
+#: Also the name of a server-sent event, for some callers: no spaces, no line ends.
+EVENT_TYPE: Final = r"^[A-Za-z0-9_.:-]{1,64}$"
 
 
 class _Model(BaseModel):
@@ -42,6 +45,24 @@ class SourceFile(_Model):
             return base64.b64decode(self.content, validate=True)
         except (binascii.Error, ValueError) as exc:
             raise BadFiles(f"{self.path}: content is no base64 ({exc})") from exc
+
+    @classmethod
+    def of(cls, path: str, content: bytes) -> Self:
+        """A file as JSON: as text where it is some, else in base64."""
+        try:
+            return cls(path=path, content=content.decode())
+        except UnicodeDecodeError:
+            return cls(path=path, content=base64.b64encode(content).decode(), encoding="base64")
+
+
+def _contents(files: Iterable[SourceFile]) -> dict[str, bytes]:
+    """Contents by path; raises BadFiles on one that comes twice or cannot be decoded."""
+    contents: dict[str, bytes] = {}
+    for file in files:
+        if file.path in contents:
+            raise BadFiles(f"{file.path!r} is posted twice")
+        contents[file.path] = file.decoded()
+    return contents
 
 
 def _split_command(value: object) -> object:
@@ -70,15 +91,15 @@ class CreateSession(_Model):
 
     def contents(self) -> dict[str, bytes]:
         """All files by path; raises BadFiles on one that comes twice or cannot be decoded."""
-        contents: dict[str, bytes] = {}
-        for file in self.files:
-            if file.path in contents:
-                raise BadFiles(f"{file.path!r} is posted twice")
-            contents[file.path] = file.decoded()
+        contents = _contents(self.files)
         if self.package_json is not None:
             if "package.json" in contents:
                 raise BadFiles("package.json comes in `files` and as `packageJson`: send one")
-            contents["package.json"] = json.dumps(self.package_json, indent=2).encode()
+            try:
+                text = json.dumps(self.package_json, indent=2, allow_nan=False)
+            except ValueError as exc:
+                raise BadFiles("packageJson holds a number that JSON does not have") from exc
+            contents["package.json"] = text.encode()
         return contents
 
     def recipe(self, target: str) -> Recipe:
@@ -91,25 +112,43 @@ class CreateSession(_Model):
         )
 
 
+class PutFiles(_Model):
+    """All files of a session, instead of those it has."""
+
+    files: list[SourceFile]
+    base_revision: int | None = Field(default=None, ge=1, le=2**53)
+
+    def contents(self) -> dict[str, bytes]:
+        """The files by path; raises BadFiles."""
+        return _contents(self.files)
+
+
 class PatchFiles(_Model):
-    """A hot edit."""
+    """A hot edit. With ``base_revision`` it is refused unless that is the current one."""
 
     write: list[SourceFile] = []
     delete: list[str] = []
-    base_revision: int | None = None
+    base_revision: int | None = Field(default=None, ge=1, le=2**53)
 
     def contents(self) -> dict[str, bytes]:
         """The files to write, by path; raises BadFiles."""
-        contents: dict[str, bytes] = {}
-        for file in self.write:
-            if file.path in contents or file.path in self.delete:
-                raise BadFiles(f"{file.path!r} is named twice")
-            contents[file.path] = file.decoded()
+        contents = _contents(self.write)
+        for path in self.delete:
+            if path in contents:
+                raise BadFiles(f"{path!r} is named twice: write it or delete it")
         return contents
 
 
+class PostEvent(_Model):
+    """An event that a client posts. ``t`` is when it was, by the client's clock, in any form."""
+
+    type: str = Field(pattern=EVENT_TYPE)
+    data: JsonValue = None
+    t: float | str | None = Field(default=None, union_mode="left_to_right")
+
+
 class PatchSession(_Model):
-    """What can be changed besides files."""
+    """What can be changed besides files. What is left out stays."""
 
     metadata: dict[str, JsonValue] | None = None
     visibility: Literal["public", "private"] | None = None
@@ -136,6 +175,34 @@ class SessionView(_Model):
     metadata: dict[str, JsonValue]
     reason: str
     ended_at: str | None = None
+
+
+class StopView(_Model):
+    """What a stop answers, whoever asks and however often.
+
+    ``state`` is "stopped" for every session that has ended, and "stopping" if its dev server is
+    still on its way out; ``ended_as`` tells stopped, failed and expired apart.
+    """
+
+    id: str
+    state: Literal["stopped", "stopping"]
+    ended_as: str
+    already_stopped: bool
+    reason: str
+    stopped_at: str | None
+
+    @classmethod
+    def of(cls, session: Session, *, already: bool) -> Self:
+        """The answer for a session that was asked to stop."""
+        ended = session.state in ENDED
+        return cls(
+            id=session.id,
+            state="stopped" if ended else "stopping",
+            ended_as=session.state if ended else "",
+            already_stopped=already,
+            reason=session.reason,
+            stopped_at=timestamp(session.ended_at_ms) if session.ended_at_ms else None,
+        )
 
 
 def merged(target: dict[str, JsonValue], patch: dict[str, JsonValue]) -> dict[str, JsonValue]:

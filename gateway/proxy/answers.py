@@ -69,6 +69,7 @@ def error(exc: GatewayError, head: RequestHead, *, of_preview: bool) -> Answer:
             "success": False,
             "error": "Preview session not found",
             "sessionId": exc.session_id,
+            "retries": 0,  # waiting is done here, without any
         }
     return problem(exc.status, exc.code, exc.title, str(exc), retry_after=exc.retry_after, **extra)
 

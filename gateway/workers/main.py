@@ -61,7 +61,10 @@ async def _work(number: int, listening: socket.socket, pair: socket.socket) -> N
     first = await link.receive()
     if first is None:
         return
-    configure_logging(first["start"]["log_level"], process=f"worker {number}")
+    start = first["start"]
+    configure_logging(
+        start["log_level"], process=f"worker {number}", form=start["settings"]["log_format"]
+    )
     await Worker(link, first["start"]).serve(listening)
 
 

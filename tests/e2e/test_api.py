@@ -110,7 +110,7 @@ async def test_metadata_and_ttl_can_be_changed(shared_pair: Pair, shared_echo: s
     )
     assert answer.status == 200
     again = await shared_pair.a.ask("GET", path)
-    assert again.body["metadata"] == {"experiment": 7}
+    assert again.body["metadata"] == {"a": 1, "experiment": 7}
     assert again.body["expiresAt"] == answer.body["expiresAt"] < session["expiresAt"]
     assert again.body["generation"] == session["generation"]
     for body, code in (({"id": "other-id"}, "bad_request"), ({"visibility": "no"}, "bad_request")):

@@ -122,7 +122,8 @@ async def test_a_create_that_waits_tells_why_a_project_failed(shared_pair: Pair)
     logs = await shared_pair.b.ask("GET", f"{SESSIONS}/{answer.body['id']}/logs?tail=1")
     assert logs.body == "on no account\n"
     stopped = await shared_pair.b.ask("POST", f"{SESSIONS}/{answer.body['id']}/stop")
-    assert (stopped.status, stopped.body["state"]) == (200, "failed")
+    assert (stopped.status, stopped.body["state"]) == (200, "stopped")
+    assert (stopped.body["endedAs"], stopped.body["reason"]) == ("failed", answer.body["reason"])
     assert stopped.body["alreadyStopped"] is True
     gone = await shared_pair.b.ask("GET", f"/preview/{answer.body['id']}/")
     assert gone.status == 410
