@@ -45,7 +45,7 @@ _EXTENSIONS: Final = b"sec-websocket-extensions:"
 #: its pings twice.
 _CONNECTED: Final = text_frame(b'{"type":"connected"}')
 _RELOAD: Final = text_frame(b'{"type":"full-reload","path":"*"}')
-#: A dev server that lets go of a socket sooner than this would do so again.
+#: A dev server that lets go of a resumed socket sooner than this would do so again and again.
 _SHORTEST_SECONDS: Final = 1.0
 #: What a page may say while there is nobody to hear it.
 _MAX_SAID: Final = 64 * 1024
@@ -64,14 +64,15 @@ class HmrSocket:
     It owns the task that dials the next one; who loses the browser says ``end``.
     """
 
-    __slots__ = ("_client", "_id", "_linked_at", "_near", "_plane", "_revision", "_task")
+    __slots__ = ("_client", "_id", "_near", "_plane", "_resumed_at", "_revision", "_task")
 
     def __init__(self, client: ClientConnection, session_id: SessionId) -> None:
         self._client = client
         self._plane: DataPlane = client.plane
         self._id: Final = session_id
         self._near = cast("TunnelSide", None)
-        self._linked_at = 0.0
+        #: When the gateway itself connected it to a dev server.
+        self._resumed_at = float("-inf")
         #: Of the session's files, when the dev server went.
         self._revision = 0
         self._task: asyncio.Task[None] | None = None
@@ -94,7 +95,6 @@ class HmrSocket:
         to_client: bytes,
         to_upstream: bytes,
     ) -> None:
-        self._linked_at = self._plane.now()
         client = self._client
         self._near = TunnelSide(client.transport, watch, client.tunnel_closed)
         far = DevServerSide(transport, FrameWatch(), upstream, self)
@@ -114,7 +114,7 @@ class HmrSocket:
             and not near.is_half_closed
             and self._client.stays
             and not near.transport.get_write_buffer_size()
-            and plane.now() - self._linked_at > _SHORTEST_SECONDS
+            and plane.now() - self._resumed_at > _SHORTEST_SECONDS
         ):
             return False
         if near.take_activity():
@@ -230,6 +230,7 @@ class HmrSocket:
         dial.transport.write(near.said)
         self._link(watch, upstream, dial.transport, to_client=_RELOAD + dial.heard, to_upstream=b"")
         self._client.change_tunnel(self._near)
+        self._resumed_at = plane.now()
         plane.stats.hmr_resumed += 1
 
 

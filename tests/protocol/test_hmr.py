@@ -42,7 +42,7 @@ _GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
 async def opened(gateway: Gateway, *fields: bytes, accepted: bytes = b"") -> tuple[Client, Peer]:
-    """A page's HMR socket, which has been open for a while."""
+    """A page's HMR socket."""
     dev = await gateway.preview(hmr=HMR)
     client = await gateway.client()
     client.upgrade(b"?token=abc", PROTOCOL, *fields)
@@ -51,7 +51,6 @@ async def opened(gateway: Gateway, *fields: bytes, accepted: bytes = b"") -> tup
     peer.send(ACCEPTED[:-2] + PROTOCOL + b"\r\n" + accepted + b"\r\n" + CONNECTED)
     assert (await client.response_head()).status == 101
     assert await client.exactly(len(CONNECTED)) == CONNECTED
-    put_clock_on(gateway, 2.0)
     return client, peer
 
 
@@ -375,6 +374,17 @@ async def test_a_dev_server_that_lets_go_at_once_is_not_asked_again_and_again(
     assert len(dev.peers) == 1
 
 
+async def test_a_resumed_socket_can_be_resumed_again(gateway: Gateway) -> None:
+    client, _ = await opened(gateway)
+    await greet(await successor(gateway))
+    assert await client.exactly(len(RELOAD)) == RELOAD
+    put_clock_on(gateway, 2.0)
+    dev = await gateway.server()
+    gateway.registry.put(session(endpoint=dev.endpoint, generation=3, hmr=HMR))
+    await greet(dev)
+    assert await client.exactly(len(RELOAD)) == RELOAD
+
+
 async def test_a_private_preview_s_socket_is_dropped(gateway: Gateway) -> None:
     """Whether its client may still look is asked when it comes back."""
     client, _ = await opened(gateway)
@@ -419,7 +429,6 @@ async def test_other_sockets_are_dropped_with_their_dev_server(start: Start, kin
         await peer.head()
         peer.send(ACCEPTED[:-2] + b"Sec-WebSocket-Protocol: graphql-ws\r\n\r\n")
         assert (await client.response_head()).status == 101
-        put_clock_on(gateway, 2.0)
     else:
         extension = b"Sec-WebSocket-Extensions: permessage-deflate\r\n"
         accepted = extension if kind == "an extension" else b""
