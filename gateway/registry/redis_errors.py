@@ -18,6 +18,7 @@ _ANSWERS: Final = {
     "READONLY": "the registry is a read-only replica (READONLY): point the gateway at the primary; "
     "during a failover, wait",
 }
+_OTHER: Final = "the registry answered with an error ({answer})"
 _CREDENTIALS: Final = (
     "the registry refuses the gateway's credentials ({answer}): check user and password in "
     "GATEWAY_REDIS_URL"
@@ -39,21 +40,19 @@ def explain(error: Exception, limit: float) -> str:
         return "the registry is still loading its data (LOADING)"
     if isinstance(error, exceptions.AuthenticationError):
         return _CREDENTIALS.format(answer=answer)
-    if isinstance(error, (exceptions.ResponseError, exceptions.InvalidResponse)):
+    if isinstance(error, exceptions.InvalidResponse) or answer.startswith("Protocol error"):
+        return f"what answers there is no Redis ({answer}): check host and port"
+    if isinstance(error, exceptions.ResponseError):
         return _answered(error, answer)
     if isinstance(error, (exceptions.ConnectionError, OSError)):
         return _unreached(error, answer)
-    return f"the registry answered with an error ({answer})"
+    return _OTHER.format(answer=answer)
 
 
-def _answered(error: exceptions.RedisError, answer: str) -> str:
+def _answered(error: exceptions.ResponseError, answer: str) -> str:
     # redis-py takes the first word off where it has a class for it.
     word = getattr(error, "status_code", None) or answer.partition(" ")[0]
-    if word in _ANSWERS:
-        return _ANSWERS[word].format(answer=answer)
-    if word == "ERR" or not word.isupper():
-        return f"the registry answered with an error ({answer})"
-    return f"the registry answered with an error ({answer})"
+    return _ANSWERS.get(word, _OTHER).format(answer=answer)
 
 
 def _unreached(error: Exception, answer: str) -> str:
