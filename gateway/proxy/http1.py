@@ -450,8 +450,13 @@ class RequestParser(_MessageParser):
         start = _SIMPLE_REQUEST.match(data)
         if start is None or len(data) > self._max_head or not data.endswith(_BLANK_LINE):
             return False
+        end = len(data) - len(_BLANK_LINE)
+        if start.end() > end:
+            return (
+                False  # no field at all; compiled, a slice that ends before it begins is an error
+            )
         method, target = start.groups()
-        fields = _REQUEST_LINES.sort(data[start.end() : -4].split(b"\r\n"))
+        fields = _REQUEST_LINES.sort(data[start.end() : end].split(b"\r\n"))
         if fields is None or len(target) > self._max_target or b"host" not in fields[1]:
             return False
         lines, special = fields

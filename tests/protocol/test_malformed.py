@@ -111,6 +111,19 @@ async def test_faults_1_to_3_are_refused_without_a_byte_upstream(
 
 
 @pytest.mark.parametrize("request_", REFUSED.values(), ids=REFUSED.keys())
+async def test_faults_1_to_3_are_refused_when_nothing_follows(
+    gateway: Gateway, request_: bytes
+) -> None:
+    dev = await gateway.preview()
+    client = await gateway.client()
+    client.send(request_)
+    client.end()
+    assert (await client.response()).status in (400, 501, 505)
+    assert await client.rest() == b""
+    assert dev.untouched
+
+
+@pytest.mark.parametrize("request_", REFUSED.values(), ids=REFUSED.keys())
 async def test_they_are_refused_behind_a_good_request_too(
     gateway: Gateway, request_: bytes
 ) -> None:
