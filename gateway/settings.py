@@ -198,6 +198,12 @@ class Settings(BaseSettings):
     route_max_age_seconds: float = Field(
         30.0, gt=0, description="A cached route older than this is read again."
     )
+    lookups_per_second: float = Field(
+        1000.0,
+        gt=0,
+        description="Sessions of which nothing is known that each data-plane process looks up in "
+        "the registry per second; further requests for such ones wait their turn, or get 503.",
+    )
     head_timeout_seconds: float = Field(
         30.0, gt=0, description="Limit for the head of a request to arrive."
     )
