@@ -86,6 +86,11 @@ class Settings(BaseSettings):
         default_factory=list,
         description="Bearer tokens for the API. Empty: no token is asked for (loopback only).",
     )
+    secret_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key with which links to private previews and session tokens are signed, the "
+        "same on all replicas. Empty: a random one that the replicas share through the registry.",
+    )
     cors_origins: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
         description="Foreign origins that may call the API and open preview sockets.",
@@ -168,6 +173,21 @@ class Settings(BaseSettings):
     )
     stop_grace_seconds: float = Field(
         3.0, ge=0, description="From SIGTERM to SIGKILL for a dev server."
+    )
+
+    warm_pool: int = Field(
+        0,
+        ge=0,
+        description="Dev server processes that wait for a project, for each set of dependencies, "
+        "so that a preview starts in tens of milliseconds; each takes about 100 MB. 0: none.",
+    )
+    warm_sets: int = Field(
+        2, ge=1, description="Sets of dependencies, those used last, for which processes wait."
+    )
+    warm_projects: Annotated[list[Path], NoDecode] = Field(
+        default_factory=list,
+        description="Folders of projects whose dependencies are installed at the start, and for "
+        "which processes always wait, beside those of `WARM_SETS`.",
     )
 
     # -- waits
@@ -295,7 +315,12 @@ class Settings(BaseSettings):
     )
 
     @field_validator(
-        "api_tokens", "cors_origins", "trusted_proxies", "target_allowlist", mode="before"
+        "api_tokens",
+        "cors_origins",
+        "trusted_proxies",
+        "target_allowlist",
+        "warm_projects",
+        mode="before",
     )
     @classmethod
     def _split_lists(cls, value: object) -> object:
@@ -317,6 +342,15 @@ class Settings(BaseSettings):
                 raise ValueError(
                     "a token is shorter than 16 characters: make one with `openssl rand -hex 24`"
                 )
+        return value
+
+    @field_validator("secret_key")
+    @classmethod
+    def _strong_key(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < 32:
+            raise ValueError(
+                "the key is shorter than 32 characters: make one with `openssl rand -hex 32`"
+            )
         return value
 
     @field_validator("cors_origins")

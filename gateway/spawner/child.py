@@ -23,7 +23,7 @@ _DRAIN_SECONDS: Final = 1.0
 
 
 class Child(asyncio.SubprocessProtocol):
-    """A process in a group of its own; it gets no input, but can tell its parent's end from EOF.
+    """A process in a group of its own; from the end of its input it can tell its parent's.
 
     Output and exit are told apart (a grandchild may hold the pipe open for longer), which is why
     this is an ``asyncio.SubprocessProtocol`` and no ``asyncio.subprocess.Process``.
@@ -78,6 +78,16 @@ class Child(asyncio.SubprocessProtocol):
         with contextlib.suppress(ValueError):
             return f"was ended by {signal.Signals(-status).name}"
         return f"was ended by signal {-status}"
+
+    def tell(self, line: str, lines: Callable[[Sequence[str]], None]) -> None:
+        """Write a line to its input. What it said before counts no more; ``lines`` is given the
+        rest.
+        """
+        self.output = Output()
+        self._lines = lines
+        pipe = self._transport.get_pipe_transport(0) if self._transport else None
+        if pipe:  # otherwise it has ended
+            cast(asyncio.WriteTransport, pipe).write(f"{line}\n".encode())
 
     async def end(self, *, grace_seconds: float) -> None:
         """End the process and all it started, read the rest of the output, free the pipes."""

@@ -29,6 +29,7 @@ from gateway.spawner.hardlinks import link_tree
 from gateway.spawner.manifests import cache_key, has_lock, npm_files
 from gateway.spawner.nodejs import Node
 from gateway.spawner.npm_errors import npm_errors, npm_reason
+from gateway.spawner.package_json import dependency_names, read_package
 from gateway.spawner.strays import Mark
 from gateway.spawner.threads import in_thread
 from gateway.spawner.workspace import TEMPORARY, remove_tree
@@ -46,6 +47,23 @@ _FLAGS: Final = (
     "--include=dev",
     "--logs-max=0",
 )
+
+
+#: Inode and time of change of a cache entry.
+Stamp = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What a project needs installed: the files npm is given, and the cache entry for them."""
+
+    key: str
+    given: Mapping[str, bytes] = field(repr=False)
+
+    @property
+    def packages(self) -> list[str]:
+        """The names that package.json lists, in order."""
+        return sorted(dependency_names(read_package(self.given)))
 
 
 @dataclass(slots=True)
@@ -69,20 +87,38 @@ class Dependencies:
         self._fills: dict[str, _Fill] = {}
         self._closing = False
 
-    async def provide(self, files: Mapping[str, bytes], app: Path, reports: Reports) -> None:
-        """Put the dependencies of the project into its folder; run npm only if they are new.
+    async def needs(self, files: Mapping[str, bytes]) -> Needs | None:
+        """What the project needs installed; None for nothing.
 
-        Raises SpawnFailed with npm's reason, UnsupportedProject for a malformed package.json.
+        Raises UnsupportedProject for a malformed package.json.
         """
         given = npm_files(files)
         if not given:
-            return
-        node = await self._node()
-        key = cache_key(given, circumstances=self._circumstances(node))
-        entry = self.root / key
+            return None
+        circumstances = self._circumstances(await self._node())
+        return Needs(cache_key(given, circumstances=circumstances), given)
+
+    async def install(self, needs: Needs, reports: Reports) -> None:
+        """Fill the cache entry, unless it is there. Raises SpawnFailed with npm's reason."""
+        entry = self.root / needs.key
         while not await in_thread(entry.is_dir):
-            await self._filled(entry, given, node, reports)
-        await in_thread(_link_all, entry, app)
+            await self._filled(entry, needs.given, await self._node(), reports)
+
+    async def provide(self, needs: Needs, app: Path, reports: Reports) -> None:
+        """Put what a project needs into its folder; run npm only if it is new.
+
+        Raises SpawnFailed with npm's reason.
+        """
+        await self.install(needs, reports)
+        await self.link(needs, app)
+
+    async def link(self, needs: Needs, app: Path) -> None:
+        """Put what is installed into a project's folder. Raises FileNotFoundError if it is not."""
+        await in_thread(_link_all, self.root / needs.key, app)
+
+    async def stamp(self, key: str) -> Stamp | None:
+        """What changes when a cache entry is replaced; None if there is none."""
+        return await in_thread(_stamp, self.root / key)
 
     async def close(self) -> None:
         """End every install under way. Idempotent."""
@@ -222,8 +258,17 @@ def _finish(folder: Path, entry: Path) -> None:
     folder.rename(entry)
 
 
+def _stamp(entry: Path) -> Stamp | None:
+    try:
+        facts = entry.stat()
+    except FileNotFoundError:
+        return None
+    return facts.st_ino, facts.st_ctime_ns
+
+
 def _link_all(entry: Path, app: Path) -> None:
     """Link node_modules, and those of the packages inside the project, into ``app``."""
+    (entry / "node_modules").stat()  # os.walk says nothing of a folder that is not there
     for parent, folders, _ in os.walk(entry):
         if "node_modules" in folders:
             inside = Path(parent).relative_to(entry)

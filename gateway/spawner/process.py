@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Final
 
@@ -24,6 +24,8 @@ from gateway.spawner.nodejs import Node, find_node
 from gateway.spawner.run import Equipment, Run
 from gateway.spawner.strays import Mark, end_processes
 from gateway.spawner.threads import in_thread
+from gateway.spawner.warm_pool import WarmPool
+from gateway.telemetry import Sample
 
 log: Final = logging.getLogger(__name__)
 
@@ -42,7 +44,12 @@ class ProcessSpawner:
         #: When each dead spawner was found.
         self._dead: dict[str, float] = {}
         dependencies = Dependencies(settings, spawner=self._tenure.name, node=self._node)
-        self._equipment = Equipment(settings, self._tenure.name, dependencies, self._node)
+        self._pool = WarmPool(
+            settings, spawner=self._tenure.name, dependencies=dependencies, node=self._node
+        )
+        self._equipment = Equipment(
+            settings, self._tenure.name, dependencies, self._node, self._pool
+        )
 
     async def open(self) -> None:
         """Make ready: kill the processes and remove the files of dead spawners, find Node."""
@@ -51,6 +58,7 @@ class ProcessSpawner:
         await self._clean_up(await in_thread(self._tenure.find_dead))
         with suppress(SpawnFailed):  # told to who needs it: not every session does
             await self._node()
+        self._pool.open()
 
     async def tidy(self, *, grace_seconds: float) -> None:
         """See ``Spawner.tidy``."""
@@ -71,6 +79,7 @@ class ProcessSpawner:
         self._closed = True
         await asyncio.gather(
             *(run.end("the gateway is shutting down") for run in self._runs.values()),
+            self._pool.close(),
             self._equipment.dependencies.close(),
         )
         self._runs.clear()
@@ -87,7 +96,12 @@ class ProcessSpawner:
             )
         self._forget_ended()
         run = self._runs[job.session_id, job.generation] = Run(job, reports, self._equipment)
-        return await run.bring_up(older)
+        with self._pool.start_under_way():
+            return await run.bring_up(older)
+
+    def samples(self) -> Iterator[Sample]:
+        """For the metrics."""
+        return self._pool.samples()
 
     async def write(
         self,

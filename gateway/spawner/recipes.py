@@ -22,7 +22,9 @@ class Framework:
     ``package`` is the npm package that tells a project of this kind. ``launcher`` is the script in
     ``launchers/`` that starts it as ``node <launcher> <host> <port> <base> <public host>``, the
     last one empty if the dev server is asked under its own name. ``probe_accept`` is the
-    ``Accept`` field of the request that asks whether it is up.
+    ``Accept`` field of the request that asks whether it is up. ``late_prefix``: the launcher takes
+    ``--wait`` and learns the rest from its input, and variables with this prefix may be set as
+    late as that, because nothing reads them before there is a project; empty: it cannot wait.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Framework:
     launcher: str
     hmr: Hmr
     probe_accept: str = "*/*"
+    late_prefix: str = ""
 
 
 #: In order: the first whose package is listed is taken.
@@ -40,6 +43,7 @@ FRAMEWORKS: Final = (
         launcher="vite.mjs",
         hmr=Hmr(path="", protocol="vite-hmr"),
         probe_accept="text/x-vite-ping",
+        late_prefix="VITE_",
     ),
 )
 
@@ -53,6 +57,13 @@ class Plan:
     command: tuple[str, ...]
     hmr: Hmr
     env: Mapping[str, str]
+
+    @property
+    def can_be_warm(self) -> bool:
+        """Whether a process that has been waiting can take this project on."""
+        prefix = self.framework.late_prefix if self.framework else ""
+        # Other variables may say how Node and packages are loaded, which has been done then.
+        return bool(prefix) and all(name.startswith(prefix) for name in self.env)
 
     def arguments(self, *, host: str, port: int, base: str) -> list[str]:
         """The command with its placeholders filled in."""

@@ -6,8 +6,8 @@ import asyncio
 import logging
 import os
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Final
 
 from gateway.errors import BadRequest, SpawnFailed
@@ -23,15 +23,18 @@ from gateway.spawner.probe import ping_request, until_it_answers
 from gateway.spawner.recipes import Plan, choose, command_environment
 from gateway.spawner.strays import Mark, end_processes
 from gateway.spawner.threads import in_thread
+from gateway.spawner.warm_pool import Kind, WarmPool
+from gateway.spawner.warm_process import LAUNCHERS, Order, WarmProcess
 from gateway.spawner.workspace import Workspace
 
 log = logging.getLogger(__name__)
 
-LAUNCHERS: Final = Path(__file__).parent / "launchers"
 _PORT_ATTEMPTS: Final = 3
 _PORT_IN_USE: Final = ("EADDRINUSE", "already in use")
 #: How a launcher begins the line that gives the reason of its failure.
 _REASON: Final = "preview: "
+#: A process that has waited needs a hundredth of this; if it hangs, a new one is started.
+_WARM_SECONDS: Final = 10.0
 
 _Up = tuple[DevServer, Child]
 
@@ -44,6 +47,7 @@ class Equipment:
     spawner: str
     dependencies: Dependencies
     node: Callable[[], Awaitable[Node]]
+    pool: WarmPool
 
 
 class Run:
@@ -123,14 +127,67 @@ class Run:
         await asyncio.gather(*(run.end("a newer generation was started") for run in after))
         plan = choose(self.job.recipe, self.job.files)
         self._reports.phase("preparing")
-        root = self._settings.data_dir.resolve() / "workspaces"
-        workspace = self._workspace = Workspace(root, self._mark.job, owner=self._equipment.spawner)
+        needs = await self._equipment.dependencies.needs(self.job.files)
+        kind = Kind.of(plan.framework, needs) if needs and plan.framework else None
+        warm = await self._take_warm(kind) if kind and plan.can_be_warm else None
+        workspace = await self._prepare(warm)
+        if needs and not warm:
+            await self._equipment.dependencies.provide(needs, workspace.app, self._reports)
+        self._reports.phase("starting", plan.title)
+        up = await self._hand_over(plan, warm) if warm else None
+        up = up or await self._start(plan, workspace)
+        if kind and plan.can_be_warm:
+            self._equipment.pool.used(kind)
+        return up
+
+    async def _take_warm(self, kind: Kind) -> WarmProcess | None:
+        warm = await self._equipment.pool.take(kind)
+        if warm:
+            self._child, self._workspace = warm.child, warm.workspace
+        return warm
+
+    async def _prepare(self, warm: WarmProcess | None) -> Workspace:
+        """The workspace with the job's own files in it."""
         async with self._disk:
-            await in_thread(workspace.make)
+            if warm:
+                workspace = warm.workspace
+            else:
+                root = self._settings.data_dir.resolve() / "workspaces"
+                workspace = Workspace(root, self._mark.job, owner=self._equipment.spawner)
+                self._workspace = workspace
+                await in_thread(workspace.make)
             await in_thread(workspace.write, self.job.files)
         self._written.set_result(None)
-        await self._equipment.dependencies.provide(self.job.files, workspace.app, self._reports)
-        self._reports.phase("starting", plan.title)
+        return workspace
+
+    async def _hand_over(self, plan: Plan, warm: WarmProcess) -> _Up | None:
+        """Let a process that has waited serve; None if it fails, for whatever reason.
+
+        What it says is held back until it answers: if it fails, nobody has to read it twice.
+        """
+        endpoint = await self._take_endpoint()
+        public_host = self._settings.public_host(self.job.session_id)
+        held: list[str] = []
+        answered = False
+
+        def hear(lines: Sequence[str]) -> None:
+            if answered:
+                self._log(lines)
+            else:
+                held.extend(lines)
+
+        warm.begin(Order(endpoint, self.job.base, public_host, plan.env), hear)
+        with suppress(SpawnFailed):  # a new process may do better, or tells the reason
+            limit = min(_WARM_SECONDS, self._settings.start_timeout_seconds)
+            answered = await self._answers(warm.child, plan, endpoint, limit)
+        if answered:
+            self._log(held)
+            return DevServer(endpoint, plan.hmr), warm.child
+        log.info("%s: a process that had waited did not serve it", self._mark.job)
+        await self._drop_processes()
+        return None
+
+    async def _start(self, plan: Plan, workspace: Workspace) -> _Up:
         for attempt in range(1, _PORT_ATTEMPTS + 1):
             # Servers that cannot share a port with its holder say so; then it is let go.
             up = await self._try(plan, workspace, hold=HOLDS and attempt == 1)
@@ -141,12 +198,10 @@ class Run:
 
     async def _try(self, plan: Plan, workspace: Workspace, *, hold: bool) -> _Up | None:
         """Start the dev server on a new port; None if it says that the port is in use."""
-        host = self._settings.advertise_host
-        port = self._port = await self._take_port(host)
-        endpoint = Endpoint(host, port.number)
+        endpoint = await self._take_endpoint()
         command, env = await self._command(plan, workspace, endpoint)
-        if not hold:
-            port.release()
+        if self._port and not hold:
+            self._port.release()
         try:
             child = self._child = await spawn(
                 command, cwd=workspace.app, env=env, mark=self._mark, lines=self._log
@@ -155,21 +210,24 @@ class Run:
             raise SpawnFailed(
                 f"{command[0]!r} cannot be run: {exc.strerror}; is it installed, and spelled so?"
             ) from exc
-        if await self._answers(child, plan, endpoint):
+        limit = self._settings.start_timeout_seconds
+        if await self._answers(child, plan, endpoint, limit):
             return DevServer(endpoint, plan.hmr), child
         await self._drop_processes()
         if any(sign in child.output.tail for sign in _PORT_IN_USE):
             return None
         raise SpawnFailed(_why(plan, child), log_tail=child.output.tail)
 
-    async def _take_port(self, host: str) -> Port:
+    async def _take_endpoint(self) -> Endpoint:
+        host = self._settings.advertise_host
         try:
-            return await take_port(host)
+            self._port = await take_port(host)
         except OSError as exc:
             raise SpawnFailed(
                 f"no port can be taken on {host} ({exc.strerror}): "
                 f"set {PREFIX}ADVERTISE_HOST to an address of this machine"
             ) from exc
+        return Endpoint(host, self._port.number)
 
     async def _command(
         self, plan: Plan, workspace: Workspace, endpoint: Endpoint
@@ -202,11 +260,10 @@ class Run:
                 raise
             return None  # a command may do without
 
-    async def _answers(self, child: Child, plan: Plan, endpoint: Endpoint) -> bool:
+    async def _answers(self, child: Child, plan: Plan, endpoint: Endpoint, limit: float) -> bool:
         """Wait for the first answer; False if the child ends before. Raises SpawnFailed."""
         accept = plan.framework.probe_accept if plan.framework else "*/*"
         request = ping_request(port=endpoint.port, base=self.job.base, accept=accept)
-        limit = self._settings.start_timeout_seconds
         answer = until_it_answers(endpoint, request, silence_will_do=plan.framework is None)
         probe = asyncio.create_task(answer, name=f"probe {self._mark.job}")
         exit_ = asyncio.create_task(child.exited.wait(), name=f"exit {self._mark.job}")

@@ -1,6 +1,11 @@
 // Starts the project's own Vite (5 or later) behind the gateway, without touching its config file.
 //
 //   node vite.mjs <host> <port> <base> [<public host>]        (working directory: the project)
+//   node vite.mjs --wait [<package> ...]
+//
+// With `--wait` there are dependencies, but no project yet: all that a start needs is loaded, also
+// those packages that are plugins of Vite. Then it prints `preview: loaded`, and one line of stdin
+// says the rest: {"host", "port", "base", "publicHost", "env"}.
 //
 // What the gateway must decide (address, base, how the HMR client finds its socket) is put over
 // the user's config; everything else in it stays. The public host, if the dev server is asked under
@@ -18,7 +23,7 @@ const CLOSE_MILLISECONDS = 500
 const SOCKET_OPTIONS = ['host', 'port', 'clientPort', 'protocol', 'path', 'server']
 
 const root = process.cwd()
-const [host, port, base, publicHost] = process.argv.slice(2)
+let host, port, base, publicHost
 let server
 
 function fail(reason, error) {
@@ -84,22 +89,38 @@ const gateway = {
   },
 }
 
+async function serve() {
+  const { entry, version } = installed()
+  const started = performance.now()
+  try {
+    const { createServer } = await import(pathToFileURL(entry))
+    server = await createServer({
+      root,
+      base,
+      clearScreen: false,
+      plugins: [gateway],
+      server: { host, port: Number(port), strictPort: true, open: false, middlewareMode: false },
+    })
+    await server.listen()
+    console.log(`Vite ${version} ready in ${Math.round(performance.now() - started)} ms`)
+  } catch (error) {
+    fail(`Vite ${version} did not start: ${String(error?.message ?? error).split('\n')[0]}`, error)
+  }
+}
+
 process.on('SIGTERM', end)
 process.stdin.on('end', end).on('error', end).resume()
 
-const { entry, version } = installed()
-const started = performance.now()
-try {
-  const { createServer } = await import(pathToFileURL(entry))
-  server = await createServer({
-    root,
-    base,
-    clearScreen: false,
-    plugins: [gateway],
-    server: { host, port: Number(port), strictPort: true, open: false, middlewareMode: false },
-  })
-  await server.listen()
-  console.log(`Vite ${version} ready in ${Math.round(performance.now() - started)} ms`)
-} catch (error) {
-  fail(`Vite ${version} did not start: ${String(error?.message ?? error).split('\n')[0]}`, error)
+const given = process.argv.slice(2)
+if (given[0] === '--wait') {
+  const { firstLineOfInput, loadAhead } = await import('./ahead.mjs')
+  const line = firstLineOfInput()
+  await loadAhead(root, installed().entry, given.slice(1))
+  console.log('preview: loaded')
+  const order = JSON.parse(await line)
+  ;({ host, port, base, publicHost } = order)
+  Object.assign(process.env, order.env)
+} else {
+  ;[host, port, base, publicHost] = given
 }
+await serve()
