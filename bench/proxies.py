@@ -7,17 +7,27 @@ into ``.bench/``; results go to ``.bench/results.json``, with ``--record`` to ``
 from __future__ import annotations
 
 import argparse
-import resource
 import subprocess
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
 from bench.proxy import browser, machine, report, workers
-from bench.proxy.cases import CASES, FULL, QUICK, Case, CaseFailed, Effort
+from bench.proxy.cases import (
+    CASES,
+    FULL,
+    QUICK,
+    Case,
+    CaseFailed,
+    Effort,
+    allow_sockets,
+    limited_sockets,
+)
 from bench.proxy.contestants import (
     FAILED_START,
     PLANNERS,
+    SHIPPED,
+    SUBJECTS,
     contestants,
     upstream,
     versions,
@@ -68,7 +78,9 @@ def run_case(
         name: {key: Figure(tuple(rounds)) for key, rounds in columns.items()}
         for name, columns in values.items()
     }
-    return CaseResult(case.key, case.title, case.metrics, figures, errors)
+    limit = limited_sockets(effort.sockets) if case.key == "idle" else ""
+    notes = [limit] if limit else []
+    return CaseResult(case.key, case.title, case.metrics, figures, errors, notes=notes)
 
 
 def installed(names: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
@@ -101,8 +113,9 @@ def run(options: argparse.Namespace) -> Results:
             if case.key in wanted:
                 results.cases.append(run_case(case, list(found), effort, port, cores))
                 report.print_case(results.cases[-1])
-        if workers.KEY in wanted and "gateway" in found:
-            results.cases.append(workers.run(port, effort, cores))
+        builds = [name for name in (SHIPPED, *SUBJECTS) if name in found]
+        if workers.KEY in wanted and builds:
+            results.cases.append(workers.run(builds[0], port, effort, cores))
             report.print_case(results.cases[-1])
         if browser.KEY in wanted:
             results.cases.append(browser.run(list(found), effort, cores))
@@ -122,8 +135,7 @@ def main() -> None:
     )
     parser.add_argument("--record", action="store_true", help="write the figures into docs/")
     options = parser.parse_args()
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    allow_sockets(FULL.sockets)
     results = run(options)
     report.write(results, CACHE / "results.json")
     if options.record:

@@ -13,7 +13,7 @@ from typing import Final
 from playwright.sync_api import Browser, sync_playwright
 
 from bench.proxy.cases import Effort, Metric
-from bench.proxy.contestants import contestants, upstream
+from bench.proxy.contestants import SUBJECTS, contestants, upstream
 from bench.proxy.figures import Figure
 from bench.proxy.report import CaseResult
 from bench.proxy.running import Cores, pinned
@@ -23,7 +23,7 @@ KEY: Final = "browser"
 _TITLE: Final = "1,000-module page in Chromium"
 _METRICS: Final = (Metric("load", "until all have run", "ms", 1.15, 1.05),)
 _NAMES: Final = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-_CONTESTANTS: Final = ("gateway", "nginx")
+_CONTESTANTS: Final = (*SUBJECTS, "nginx")
 _SECONDS: Final = 60.0
 _FLAGS: Final = (
     "--no-sandbox",

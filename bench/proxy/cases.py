@@ -17,6 +17,8 @@ from bench.proxy.running import Cores, Peak, pinned
 from bench.proxy.upstream import BIG_BYTES
 
 _MARGIN_SECONDS: Final = 90.0
+#: Descriptors that a proxy needs besides those of the sockets.
+_SPARE_FILES: Final = 200
 #: What Chromium sends for a module of a page.
 BROWSER_FIELDS: Final = (
     'sec-ch-ua: "Chromium";v="140", "Not=A?Brand";v="24"',
@@ -62,10 +64,20 @@ QUICK: Final = Effort(
 
 
 @dataclass(frozen=True, slots=True)
+class Rival:
+    """Another contestant to compare with, and the ratios to it that are to be reached."""
+
+    name: str
+    reach: float
+    goal: float
+
+
+@dataclass(frozen=True, slots=True)
 class Metric:
     """One column. ``reach`` and ``goal`` are ratios to nginx, or values if ``absolute``.
 
-    With ``added``, what the direct connection takes is taken off before the ratio.
+    With ``added``, what the direct connection takes is taken off before the ratio. ``rivals`` have
+    limits of their own.
     """
 
     key: str
@@ -75,6 +87,7 @@ class Metric:
     goal: float | None = None
     absolute: bool = False
     added: bool = False
+    rivals: tuple[Rival, ...] = ()
 
     @property
     def informative(self) -> bool:
@@ -203,7 +216,29 @@ def _echo(contestant: Contestant, effort: Effort, cores: Cores) -> Measured:
 
 def possible_sockets(wanted: int) -> int:
     """As many as the limit of descriptors allows: each needs two of the proxy."""
-    return min(wanted, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - 200) // 2)
+    return min(wanted, (resource.getrlimit(resource.RLIMIT_NOFILE)[0] - _SPARE_FILES) // 2)
+
+
+def allow_sockets(wanted: int) -> None:
+    """Raise the limit of descriptors, which all processes inherit, as far as this user may."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    needed = 2 * wanted + _SPARE_FILES
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard, needed), max(hard, needed)))
+    except (ValueError, PermissionError):  # only with CAP_SYS_RESOURCE, and not in every container
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def limited_sockets(wanted: int) -> str:
+    """What keeps a proxy from as many sockets as are ``wanted``; empty if nothing does."""
+    possible = possible_sockets(wanted)
+    if possible == wanted:
+        return ""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    return (
+        f"{possible:,} instead of {wanted:,} sockets: this machine allows a process {limit:,} "
+        "descriptors, and a proxy needs two for each socket"
+    )
 
 
 def _idle(contestant: Contestant, effort: Effort, cores: Cores) -> Measured:
@@ -240,7 +275,13 @@ CASES: Final = (
     Case(
         "get-1k",
         "1 KiB GET, keep-alive, 32 connections",
-        (Metric(*_CPU, 1.5, 1.0), _RATE),
+        (
+            Metric(
+                *(*_CPU, 1.5, 1.0),
+                rivals=(Rival("traefik", 0.6, 0.4), Rival("configurable-http-proxy", 0.17, 0.1)),
+            ),
+            _RATE,
+        ),
         _requests("1k"),
         warm=True,
     ),
@@ -297,7 +338,7 @@ CASES: Final = (
     ),
     Case(
         "idle",
-        "Idle WebSockets, 10,000 open",
+        "Idle WebSockets",
         (
             Metric("memory", "memory per socket pair", "KiB", 8, 4, absolute=True),
             Metric("sockets", "opened", ""),

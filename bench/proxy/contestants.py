@@ -27,6 +27,8 @@ from bench.proxy.running import Cores, Running, free_port
 
 #: The two builds of the gateway.
 SUBJECTS: Final = ("gateway", "gateway-compiled")
+#: The one in the images, whose verdicts count.
+SHIPPED: Final = "gateway-compiled"
 PREVIEW: Final = "bench-preview"
 #: The gateway's path mode; the others pass the same path on, so that all parse the same.
 BASE: Final = f"/preview/{PREVIEW}/"

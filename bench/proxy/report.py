@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from bench.proxy.cases import Effort, Metric
+from bench.proxy.cases import Effort, Metric, Rival
 from bench.proxy.chart import Panel, draw
-from bench.proxy.contestants import SUBJECTS
+from bench.proxy.contestants import SHIPPED, SUBJECTS
 from bench.proxy.figures import Figure, ratios, shown
 
 BASE: Final = "nginx"
@@ -33,14 +33,16 @@ class CaseResult:
     errors: dict[str, str]
     #: Who has the ratio 1.
     base: str = BASE
+    #: What else is to be known.
+    notes: list[str] = field(default_factory=list)
 
-    def ratios(self, metric: Metric) -> dict[str, float]:
-        """Ratios to the base."""
+    def ratios(self, metric: Metric, base: str = "") -> dict[str, float]:
+        """Ratios to the base, or to another contestant."""
         column = {name: row[metric.key] for name, row in self.figures.items()}
         less = 0.0
         if metric.added and DIRECT in column:
             less = column[DIRECT].median
-        return ratios(column, self.base, less=less)
+        return ratios(column, base or self.base, less=less)
 
 
 @dataclass(slots=True)
@@ -55,25 +57,46 @@ class Results:
     taken_at: str = field(default_factory=lambda: datetime.now(UTC).strftime("%Y-%m-%d"))
 
 
-def verdict(result: CaseResult, metric: Metric, subject: str) -> str:
-    """Whether ``subject`` has reached what it is to reach, in words; empty without a limit."""
-    if metric.reach is None or metric.goal is None or subject not in result.figures:
-        return ""
-    if metric.absolute:
-        value = result.figures[subject][metric.key].median
-        of = metric.unit
-    elif subject in (found := result.ratios(metric)):
-        value = found[subject]
-        of = f"x {result.base}"
-    else:
-        return ""
-    what = "missed"
-    if value <= metric.goal:
-        what = "goal met"
-    elif value <= metric.reach:
-        what = "reached"
-    limits = f"reach {metric.reach:g}, goal {metric.goal:g}"
-    return f"{subject}, {metric.title}: {shown(value)} {of}; {limits}: {what}"
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What a build has reached of what it is to reach."""
+
+    subject: str
+    what: str
+    value: float
+    #: The unit, or whom it is compared with.
+    of: str
+    reach: float
+    goal: float
+
+    @property
+    def word(self) -> str:
+        """The verdict itself."""
+        if self.value <= self.goal:
+            return "goal met"
+        return "reached" if self.value <= self.reach else "missed"
+
+    def __str__(self) -> str:
+        limits = f"reach {self.reach:g}, goal {self.goal:g}"
+        return f"{self.subject}, {self.what}: {shown(self.value)} {self.of}; {limits}: {self.word}"
+
+
+def verdicts(result: CaseResult) -> Iterator[Verdict]:
+    """One for every limit and build, as far as there are figures."""
+    for metric in result.metrics:
+        if metric.reach is None or metric.goal is None:
+            continue
+        limits = [Rival(result.base, metric.reach, metric.goal), *metric.rivals]
+        for limit in limits:
+            ratios = result.ratios(metric, limit.name)
+            for subject in SUBJECTS:
+                if metric.absolute and subject in result.figures:
+                    value, of = result.figures[subject][metric.key].median, metric.unit
+                elif not metric.absolute and subject in ratios:
+                    value, of = ratios[subject], f"x {limit.name}"
+                else:
+                    continue
+                yield Verdict(subject, metric.title, value, of, limit.reach, limit.goal)
 
 
 def table(result: CaseResult) -> list[list[str]]:
@@ -128,18 +151,10 @@ def print_case(result: CaseResult) -> None:
     for row in rows:
         cells = [text.rjust(width) for text, width in zip(row, widths, strict=True)]
         print("  " + "  ".join([row[0].ljust(widths[0]), *cells[1:]]))
-    for line in verdicts(result):
+    for line in (*verdicts(result), *result.notes):
         print(f"  -> {line}")
     for name, error in result.errors.items():
         print(f"  NOT MEASURED: {name}: {error}", flush=True)
-
-
-def verdicts(result: CaseResult) -> Iterator[str]:
-    """One line for every limit and build."""
-    for metric in result.metrics:
-        for subject in SUBJECTS:
-            if line := verdict(result, metric, subject):
-                yield line
 
 
 # -- files -----------------------------------------------------------------------------------------
@@ -171,7 +186,8 @@ def as_json(results: Results) -> dict[str, Any]:
                     }
                     for name, row in result.figures.items()
                 },
-                "verdicts": list(verdicts(result)),
+                "verdicts": list(map(str, verdicts(result))),
+                "notes": result.notes,
                 "errors": result.errors,
             }
             for result in results.cases
@@ -216,6 +232,21 @@ def panels(results: Results) -> list[Panel]:
     return found
 
 
+def summary(results: Results) -> list[str]:
+    """What was to be reached and what was: a table for the build that is shipped."""
+    rows = [
+        f"| {result.title}: {verdict.what} | {shown(verdict.value)} {verdict.of} "
+        f"| {verdict.reach:g} | {verdict.goal:g} | {verdict.word} |"
+        for result in results.cases
+        for verdict in verdicts(result)
+        if verdict.subject == SHIPPED
+    ]
+    if not rows:
+        return []
+    head = f"| `{SHIPPED}`, as shipped in the images | measured | reach | goal | |"
+    return [head, "|---|---:|---:|---:|---|", *rows]
+
+
 def markdown(results: Results) -> str:
     """Machine, versions and one table for each case."""
     effort = results.effort
@@ -228,6 +259,7 @@ def markdown(results: Results) -> str:
     named = (f"{name} {text}" for name, text in results.versions.items())
     lines.append(f"- contestants: {'; '.join(named)}")
     lines += [f"- **not measured**: {name}: {text}" for name, text in results.missing.items()]
+    lines += ["", *summary(results)]
     for result in results.cases:
         head, *rows = table(result)
         lines += ["", f"### {result.title}", ""]
@@ -236,7 +268,7 @@ def markdown(results: Results) -> str:
         for row in rows:
             cells = [f"**{text}**" if row[0] in SUBJECTS and text else text for text in row]
             lines.append(f"| {' | '.join(cells)} |")
-        found = list(verdicts(result))
+        found = [*map(str, verdicts(result)), *result.notes]
         lines += ["", *(f"- {line}" for line in found)] if found else []
         if result.errors:
             lines += ["", *(f"- not measured: {n}: {e}" for n, e in result.errors.items())]

@@ -15,12 +15,13 @@ from typing import Final
 from bench.proxy.cases import CaseFailed, Effort, Metric, wrk
 from bench.proxy.contestants import FAILED_START, Contestant
 from bench.proxy.figures import Figure
-from bench.proxy.report import CaseResult
+from bench.proxy.report import CaseResult, Figures
 from bench.proxy.running import Cores
 
 KEY: Final = "workers"
 _BASE: Final = "1 worker"
-_ROWS: Final = {"one process": 0, _BASE: 1, "2 workers": 2}
+_TWO: Final = "2 workers"
+_ROWS: Final = {"one process": 0, _BASE: 1, _TWO: 2}
 _METRICS: Final = (
     Metric("cpu", "CPU per request", "us"),
     Metric("rate", "requests", "1/s"),
@@ -38,8 +39,8 @@ def placed(cores: Cores) -> tuple[Cores, str]:
     return replace(cores, proxy=proxy), f"sharing {len(proxy)} cores with load and upstream"
 
 
-def run(port: int, effort: Effort, cores: Cores) -> CaseResult:
-    """All rounds, with the upstream at ``port``; the order turns round every time."""
+def run(name: str, port: int, effort: Effort, cores: Cores) -> CaseResult:
+    """All rounds of one build, with the upstream at ``port``; the order turns round every time."""
     cores, where = placed(cores)
     values: dict[str, dict[str, list[float]]] = {}
     errors: dict[str, str] = {}
@@ -48,7 +49,7 @@ def run(port: int, effort: Effort, cores: Cores) -> CaseResult:
         for row, workers in _ROWS.items():
             try:
                 more = {"GATEWAY_WORKERS": str(workers)}
-                running[row] = contestant = Contestant("gateway", port, cores, more)
+                running[row] = contestant = Contestant(name, port, cores, more)
                 stack.callback(contestant.stop)
                 contestant.await_ready(port)
             except FAILED_START as exc:
@@ -68,8 +69,20 @@ def run(port: int, effort: Effort, cores: Cores) -> CaseResult:
         row: {key: Figure(tuple(rounds)) for key, rounds in columns.items()}
         for row, columns in values.items()
     }
-    title = f"1 KiB GET, the gateway in several processes, {where}"
-    return CaseResult(KEY, title, _METRICS, figures, errors, base=_BASE)
+    title = f"1 KiB GET, {name} in several processes, {where}"
+    return CaseResult(KEY, title, _METRICS, figures, errors, base=_BASE, notes=compared(figures))
+
+
+def compared(figures: Figures) -> list[str]:
+    """How two workers do beside one."""
+    if _BASE not in figures or _TWO not in figures:
+        return []
+    one, two = figures[_BASE], figures[_TWO]
+    return [
+        f"two workers beside one: {two['rate'].median / one['rate'].median:.2f} x the requests a "
+        f"second, {two['scaled'].median / one['scaled'].median:.2f} x those per CPU second "
+        "(2 and 1 are linear)"
+    ]
 
 
 def _measure(contestant: Contestant, effort: Effort, cores: Cores) -> dict[str, float]:

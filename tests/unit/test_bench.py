@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import resource
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
 
-from bench.proxy.cases import CaseFailed, Metric, parse_wrk
+from bench.proxy.cases import QUICK, CaseFailed, Metric, Rival, limited_sockets, parse_wrk
 from bench.proxy.chart import Panel, draw
+from bench.proxy.contestants import SHIPPED
 from bench.proxy.figures import Figure, percentile, ratios, shown
 from bench.proxy.frames import frame, split_frames, unmask
 from bench.proxy.load import complete
-from bench.proxy.report import CaseResult, table, verdict, verdicts
+from bench.proxy.report import CaseResult, Results, summary, table, verdicts
+from bench.proxy.workers import compared
 
 CPU = Metric("cpu", "CPU", "us", reach=1.5, goal=1.0)
 
@@ -19,6 +23,10 @@ CPU = Metric("cpu", "CPU", "us", reach=1.5, goal=1.0)
 def result(**medians: float) -> CaseResult:
     figures = {name: {"cpu": Figure((value,))} for name, value in medians.items()}
     return CaseResult("case", "A case", (CPU,), figures, {})
+
+
+def run(*cases: CaseResult) -> Results:
+    return Results({}, QUICK, {}, {}, list(cases))
 
 
 def test_a_percentile_is_a_value_that_was_measured() -> None:
@@ -57,21 +65,54 @@ def test_numbers_are_shown_with_three_digits_that_count(value: float, text: str)
 
 @pytest.mark.parametrize(("cpu", "word"), [(20, "goal met"), (29, "reached"), (31, "missed")])
 def test_a_verdict_says_what_was_reached(cpu: float, word: str) -> None:
-    assert verdict(result(nginx=20, gateway=cpu), CPU, "gateway").endswith(word)
+    (found,) = verdicts(result(nginx=20, gateway=cpu))
+    assert found.word == word
+    assert str(found).endswith(f"x nginx; reach 1.5, goal 1: {word}")
 
 
 def test_each_build_has_a_verdict_of_its_own() -> None:
     both = result(nginx=20, gateway=31)
     both.figures["gateway-compiled"] = {"cpu": Figure((20.0,))}
-    pure, compiled = verdicts(both)
-    assert pure.startswith("gateway, ")
-    assert pure.endswith("missed")
-    assert compiled.startswith("gateway-compiled, ")
-    assert compiled.endswith("goal met")
+    words = {found.subject: found.word for found in verdicts(both)}
+    assert words == {"gateway": "missed", "gateway-compiled": "goal met"}
+
+
+def test_rivals_have_limits_of_their_own() -> None:
+    metric = replace(CPU, rivals=(Rival("traefik", 0.6, 0.4), Rival("absent", 1, 1)))
+    measured = replace(result(nginx=20, gateway=25, traefik=50), metrics=(metric,))
+    found = [(one.of, one.value, one.word) for one in verdicts(measured)]
+    assert found == [("x nginx", 1.25, "reached"), ("x traefik", 0.5, "reached")]
+
+
+def test_a_limit_may_be_a_value() -> None:
+    metric = Metric("cpu", "memory", "KiB", 8, 4, absolute=True)
+    (found,) = verdicts(replace(result(gateway=3.5), metrics=(metric,)))
+    assert str(found) == "gateway, memory: 3.50 KiB; reach 8, goal 4: goal met"
+
+
+def test_the_summary_is_that_of_the_build_that_is_shipped() -> None:
+    both = result(nginx=20, gateway=31)
+    assert summary(run(both)) == []
+    both.figures[SHIPPED] = {"cpu": Figure((25.0,))}
+    assert summary(run(both))[2:] == ["| A case: CPU | 1.25 x nginx | 1.5 | 1 | reached |"]
+
+
+def test_two_workers_are_compared_with_one() -> None:
+    one = {"rate": Figure((100.0,)), "scaled": Figure((200.0,))}
+    two = {"rate": Figure((150.0,)), "scaled": Figure((190.0,))}
+    (line,) = compared({"1 worker": one, "2 workers": two})
+    assert "1.50 x the requests a second, 0.95 x those per CPU second" in line
+    assert compared({"1 worker": one}) == []
+
+
+def test_a_limit_of_descriptors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (20_000, 20_000))
+    assert limited_sockets(10_000).startswith("9,900 instead of 10,000 sockets: ")
+    assert limited_sockets(9_000) == ""
 
 
 def test_there_is_no_verdict_without_nginx() -> None:
-    assert verdict(result(gateway=1), CPU, "gateway") == ""
+    assert list(verdicts(result(gateway=1))) == []
 
 
 def test_a_table_begins_with_the_cheapest_contestant() -> None:
