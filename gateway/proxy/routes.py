@@ -16,7 +16,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final, NoReturn, Protocol
 
-from gateway.errors import RegistryUnavailable, SessionNotFound
+from gateway.errors import GatewayError, RegistryUnavailable, SessionNotFound
+from gateway.proxy.pace import Pace
 from gateway.registry.base import Registry, Subscriber
 from gateway.session import ENDED, PENDING, Route, SessionId, State
 
@@ -29,6 +30,19 @@ _STALE_SECONDS: Final = 1.0
 #: While no changes are pushed, a request for a known session waits so long for the registry.
 _PATIENCE_SECONDS: Final = 0.3
 _GOING: Final = frozenset({State.STOPPING, *ENDED})
+
+
+#: Ids of which nothing is known that are looked up in a second, if nothing else is set.
+_LOOKUPS_PER_SECOND: Final = 1000.0
+
+
+class TooManyUnknown(GatewayError):
+    """More unknown ids are asked for than may be looked up in the registry."""
+
+    status = 503
+    code = "too_many_unknown"
+    title = "Too many unknown sessions"
+    retry_after = 1
 
 
 class Waker(Protocol):
@@ -53,6 +67,9 @@ class RouteStats:
     reads: int = 0
     stale: int = 0
     not_found: int = 0
+    #: Ids that waited for their turn to be looked up, and those that got none.
+    delayed: int = 0
+    refused: int = 0
     stalls: int = 0
 
 
@@ -105,12 +122,14 @@ class RouteTable:
         max_age_seconds: float,
         clock: Callable[[], float],
         max_routes: int = MAX_ROUTES,
+        lookups_per_second: float = _LOOKUPS_PER_SECOND,
         stall_seconds: float = math.inf,
     ) -> None:
         self._registry = registry
         self._wait_seconds = wait_seconds
         self._max_age = max_age_seconds
         self._max_routes = max_routes
+        self._pace = Pace(lookups_per_second)
         self._stall_seconds = stall_seconds
         self._clock = clock
         #: Until then it is certain that the loop has not stood still for too long.
@@ -182,9 +201,12 @@ class RouteTable:
         """The entry, read from the registry; waits for a registration under way.
 
         Raises SessionNotFound after the wait, RegistryUnavailable if the registry does not
-        answer and no earlier answer is known.
+        answer and no earlier answer is known, TooManyUnknown if it may not be asked so often.
         """
         with _Waiter(self._waiters, session_id) as waiter:
+            await self._turn(session_id, waiter)
+            if waiter.future.done():
+                return self._keep(waiter.future.result())
             try:
                 if not self._linked and session_id in self._entries:
                     await self._read_briefly(session_id)
@@ -200,6 +222,23 @@ class RouteTable:
                     return lost
                 route = await self._registration(session_id, waiter)
         return self._keep(route)
+
+    async def _turn(self, session_id: SessionId, waiter: _Waiter) -> None:
+        """Wait until the registry may be asked: who makes up ids must not keep it busy.
+
+        What is known is read at any time, and so is what somebody else is reading just now.
+        """
+        if session_id in self._entries or session_id in self._reads:
+            return
+        delay = self._pace.turn(self._clock(), within=self._wait_seconds)
+        if delay is None:
+            self.stats.refused += 1
+            raise TooManyUnknown(
+                "more unknown sessions are asked for than are looked up; try again"
+            )
+        if delay:
+            self.stats.delayed += 1
+            await asyncio.wait((waiter.future,), timeout=delay)
 
     def _stale(self, entry: Entry) -> Entry:
         self.stats.stale += 1
@@ -266,6 +305,7 @@ class RouteTable:
         if waiter.future.done():
             return waiter.future.result()
         # A push may have been lost: only the registry itself can say "not found".
+        await self._turn(session_id, waiter)
         route = await self._read(session_id)
         if route is None:
             self.stats.not_found += 1
@@ -352,9 +392,12 @@ class RouteTable:
         self._linked = True
         for entry in self._entries.values():
             entry.confirmed_at = float("-inf")
+        now = self._clock()
         for session_id in self._waiters:
-            # A registration may have been missed while the link was down.
-            self._begin_read(SessionId(session_id)).add_done_callback(self._take)
+            # A registration may have been missed while the link was down. Who gets no turn now
+            # reads at the end of the wait.
+            if session_id in self._entries or self._pace.turn(now, within=0.0) is not None:
+                self._begin_read(SessionId(session_id)).add_done_callback(self._take)
 
     def _take(self, read: asyncio.Task[Route | None]) -> None:
         if not read.cancelled() and read.exception() is None and (route := read.result()):
