@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 import psutil
@@ -54,3 +57,18 @@ def dev_servers(session_id: str) -> list[psutil.Process]:
 
     found = {process.pid: process for process in psutil.process_iter() if belongs(process)}
     return [process for process in found.values() if process.ppid() not in found]
+
+
+async def rounds(count: int, width: int, once: Callable[[int], Awaitable[Any]]) -> Counter[Any]:
+    """``once`` for 0..count-1, ``width`` at a time; how often each result came."""
+    results: Counter[Any] = Counter()
+    numbers = iter(range(count))
+
+    async def work() -> None:
+        for number in numbers:
+            results[await once(number)] += 1
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(width):
+            tasks.create_task(work())
+    return results

@@ -118,7 +118,7 @@ class ReplicaProcess:
 
 @dataclass(frozen=True)
 class Answer:
-    """A response; ``body`` is decoded if it is JSON."""
+    """A response; ``body`` is decoded if it is JSON, and bytes if it is an archive."""
 
     status: int
     headers: Mapping[str, str]
@@ -148,7 +148,9 @@ class Api:
         timeout = aiohttp.ClientTimeout(total=seconds)
         url = f"http://{self.replica.host}:{port}" if port else self.url
         async with self._http.request(method, url + path, timeout=timeout, **options) as response:
-            body: Any = await response.text()
+            body: Any = await response.read()
+            if "gzip" not in response.content_type:
+                body = body.decode(response.charset or "utf-8")
             if "json" in response.content_type:
                 body = json.loads(body)
             return Answer(response.status, response.headers, body)

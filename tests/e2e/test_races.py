@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
@@ -13,6 +12,7 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
+from tests.e2e.calls import rounds
 from tests.e2e.conftest import Pair
 
 pytestmark = pytest.mark.timeout(240)
@@ -42,21 +42,6 @@ async def target() -> AsyncIterator[str]:
     app.router.add_route("*", "/{path:.*}", answer)
     async with TestServer(app, host="127.0.0.1") as server:
         yield f"127.0.0.1:{server.port}"
-
-
-async def rounds(count: int, width: int, once: Callable[[int], Awaitable[Any]]) -> Counter[Any]:
-    """``once`` for 0..count-1, ``width`` at a time; how often each result came."""
-    results: Counter[Any] = Counter()
-    numbers = iter(range(count))
-
-    async def work() -> None:
-        for number in numbers:
-            results[await once(number)] += 1
-
-    async with asyncio.TaskGroup() as tasks:
-        for _ in range(width):
-            tasks.create_task(work())
-    return results
 
 
 async def fetch(http: aiohttp.ClientSession, url: str, **options: Any) -> tuple[int, str]:
