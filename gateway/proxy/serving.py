@@ -31,6 +31,7 @@ class Serving:
             max_age_seconds=settings.route_max_age_seconds,
             # A lease is renewed three times in its life: with no more than half of it lost in a
             # stall no other replica can have claimed anything.
+            lookups_per_second=settings.lookups_per_second,
             stall_seconds=max(settings.lease_seconds / 2, _SHORTEST_STALL_SECONDS),
             clock=time.monotonic,
         )
@@ -83,6 +84,18 @@ class Serving:
         )
         yield ("routes", "Cached routes.", "gauge", [({}, len(routes))])
         yield ("route_reads", "Reads of the registry.", "counter", [({}, routes.stats.reads)])
+        unknown = {
+            "not_found": routes.stats.not_found,
+            "delayed": routes.stats.delayed,
+            "refused": routes.stats.refused,
+        }
+        yield (
+            "unknown_ids",
+            "Requests for sessions of which nothing was known, by what came of them: not found, "
+            "looked up later, or refused (503).",
+            "counter",
+            _labelled("outcome", unknown),
+        )
         yield (
             "stale_routes",
             "Requests served by a stale route.",

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from gateway.errors import RegistryUnavailable, SessionNotFound
-from gateway.proxy.routes import RouteTable
+from gateway.proxy.routes import RouteTable, TooManyUnknown
 from gateway.registry.base import Registry
 from gateway.session import Endpoint, SessionId, State
 from tests.protocol.harness import ID, FakeRegistry, eventually, session
@@ -567,3 +567,86 @@ async def test_a_session_that_ended_does_not_outlive_its_record(
     table.offset = 10.1
     with pytest.raises(SessionNotFound):
         await table.resolve(ID)
+
+
+# -- ids that are made up ------------------------------------------------------------------------
+
+
+async def test_100_000_made_up_ids_cost_few_reads_and_no_memory(registry: FakeRegistry) -> None:
+    rate, wait = 500.0, 0.05
+    table = Table(registry, lookups_per_second=rate, wait_seconds=wait)
+    table.open()
+    began, refused = table.now(), 0
+    held: list[int] = []
+    for batch in range(50):
+        ids = [SessionId(f"made-up-{batch}-{number}") for number in range(2000)]
+        answers = await asyncio.gather(*map(table.resolve, ids), return_exceptions=True)
+        refused += sum(isinstance(answer, TooManyUnknown) for answer in answers)
+        assert {type(answer) for answer in answers} <= {SessionNotFound, TooManyUnknown}
+        if batch in (1, 49):
+            gc.collect()
+            held.append(len(gc.get_objects()))
+    seconds = table.now() - began
+    assert registry.reads <= rate * (1 + wait + seconds) + 2
+    assert table.stats.refused == refused
+    assert table.stats.not_found + refused == 100_000
+    assert len(table) == 0
+    assert not table._waiters
+    assert not table._reads
+    assert held[1] - held[0] < 1000
+    await table.close()
+
+
+async def test_made_up_ids_do_not_delay_known_sessions(registry: FakeRegistry) -> None:
+    table = Table(registry, lookups_per_second=1.0)
+    table.open()
+    registry.put(session(endpoint=HERE))
+    await table.resolve(ID)
+    for number in range(20):
+        with pytest.raises((TooManyUnknown, SessionNotFound)):
+            await table.resolve(SessionId(f"made-up-{number}"))
+    table.offset += 11
+    assert table.get(ID, table.now()) is None
+    assert (await table.resolve(ID)).route.endpoint == HERE
+    await table.close()
+
+
+async def test_who_asks_for_what_is_being_read_needs_no_turn(registry: FakeRegistry) -> None:
+    table = Table(registry, lookups_per_second=0.001)
+    table.open()
+    registry.put(session(endpoint=HERE))
+    entries = await asyncio.gather(*(table.resolve(ID) for _ in range(20)))
+    assert {entry.route.endpoint for entry in entries} == {HERE}
+    await table.close()
+
+
+async def test_a_registration_ends_the_wait_for_a_turn(registry: FakeRegistry) -> None:
+    table = Table(registry, lookups_per_second=5.0, wait_seconds=1.0)
+    table.open()
+    others = [
+        asyncio.create_task(table.resolve(SessionId(f"made-up-{number}"))) for number in range(8)
+    ]
+    waiting = asyncio.create_task(table.resolve(ID))
+    await eventually(lambda: table.stats.delayed >= 3)
+    reads = registry.reads
+    registry.put(session(endpoint=HERE))
+    assert (await waiting).route.endpoint == HERE
+    assert registry.reads == reads
+    await table.close()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+async def test_when_the_link_is_up_again_made_up_ids_are_not_all_asked_for(
+    registry: FakeRegistry,
+) -> None:
+    table = Table(registry, lookups_per_second=10.0, wait_seconds=1.0)
+    table.open()
+    waiting = [
+        asyncio.create_task(table.resolve(SessionId(f"made-up-{number}"))) for number in range(30)
+    ]
+    await eventually(lambda: registry.reads == 11)
+    registry.resync()
+    await asyncio.sleep(0)
+    assert registry.reads + len(table._reads) <= 13
+    await table.close()
+    await asyncio.gather(*waiting, return_exceptions=True)
