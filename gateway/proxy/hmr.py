@@ -66,11 +66,13 @@ class HmrSocket:
 
     __slots__ = ("_client", "_id", "_near", "_plane", "_resumed_at", "_revision", "_task")
 
+    #: The browser's side; `join` makes the first one.
+    _near: TunnelSide
+
     def __init__(self, client: ClientConnection, session_id: SessionId) -> None:
         self._client = client
         self._plane: DataPlane = client.plane
         self._id: Final = session_id
-        self._near = cast("TunnelSide", None)
         #: When the gateway itself connected it to a dev server.
         self._resumed_at = float("-inf")
         #: Of the session's files, when the dev server went.
@@ -183,15 +185,16 @@ class HmrSocket:
             entry = await self._until_ready(entry)
             try:
                 await self._connect(entry)
-            except UpstreamUnreachable:
-                # As for a request: the owner may be lost, and the session may run elsewhere soon.
-                generation = entry.route.generation
-                if plane.now() > deadline or not await plane.waker.wake(
-                    self._id, generation=generation
-                ):
-                    raise
+            except UpstreamUnreachable as exc:
+                unreachable = exc
             else:
                 return
+            # As for a request: the owner may be lost, and the session may run elsewhere soon.
+            generation = entry.route.generation
+            if plane.now() > deadline or not await plane.waker.wake(
+                self._id, generation=generation
+            ):
+                raise unreachable
             entry = await plane.routes.resolve(self._id)
 
     async def _until_ready(self, entry: Entry) -> Entry:
