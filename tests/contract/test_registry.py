@@ -1192,11 +1192,17 @@ async def test_cancelled_calls_do_not_mix_up_answers(registry: RedisRegistry) ->
 async def test_a_server_without_memory_refuses_registrations_and_says_why(
     registry: RedisRegistry, store: Store
 ) -> None:
-    await registry.register(new_session(), owner=A)
+    made = await registry.register(new_session(), owner=A)
     await store.ask("CONFIG", "SET", "maxmemory", "1")
     try:
         with pytest.raises(RegistryUnavailable, match="out of memory"):
             await registry.register(new_session("no-room-1"), owner=A)
+        # What runs goes on, and what ends makes room.
+        await registry.heartbeat(Replica("a", "1"))
+        await registry.touch([ID])
+        await registry.request_stop(ID, reason="to make room")
+        await registry.move(ID, State.STOPPED, owner=A, generation=made.session.generation)
+        await registry.forget(ID)
         assert await registry.session(ID) is not None
     finally:
         await store.ask("CONFIG", "SET", "maxmemory", "0")
