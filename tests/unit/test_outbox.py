@@ -45,7 +45,7 @@ def turn() -> Turn:
 
 @pytest.fixture
 def outbox(turn: Turn) -> Outbox:
-    return Outbox(turn.soon.append)
+    return Outbox(lambda call: turn.soon.append(call))
 
 
 def sender(outbox: Outbox) -> tuple[Sender, Transport]:

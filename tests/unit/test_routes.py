@@ -32,21 +32,26 @@ class FakePool:
         self.was_cut = True
 
 
-class Table(RouteTable):
-    """A route table with a clock that can be moved on."""
+class Clock:
+    """The loop's clock, which can be put on."""
 
-    def __init__(self, registry: FakeRegistry, **changes: Any) -> None:
+    def __init__(self) -> None:
         self.offset = 0.0
-        loop = asyncio.get_running_loop()
-        defaults: dict[str, Any] = {"wait_seconds": 0.1, "max_age_seconds": 10.0}
-        super().__init__(
-            cast("Registry", registry),
-            clock=lambda: loop.time() + self.offset,
-            **{**defaults, **changes},
-        )
+        self._time = asyncio.get_running_loop().time
 
-    def now(self) -> float:
-        return self._clock()
+    def __call__(self) -> float:
+        return self._time() + self.offset
+
+
+def new_table(registry: FakeRegistry, **changes: Any) -> RouteTable:
+    """A route table with a ``Clock``."""
+    defaults: dict[str, Any] = {"wait_seconds": 0.1, "max_age_seconds": 10.0, "clock": Clock()}
+    return RouteTable(cast("Registry", registry), **{**defaults, **changes})
+
+
+def clock(table: RouteTable) -> Clock:
+    """The clock of a ``new_table``."""
+    return cast("Clock", table._clock)
 
 
 @pytest.fixture
@@ -55,11 +60,11 @@ def registry() -> FakeRegistry:
 
 
 @pytest.fixture
-async def table(registry: FakeRegistry) -> AsyncIterator[Table]:
+async def table(registry: FakeRegistry) -> AsyncIterator[RouteTable]:
     """A table; afterwards nobody waits, nothing runs, and no error went unseen."""
     unseen: list[Any] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
-    table = Table(registry)
+    table = new_table(registry)
     table.open()
     yield table
     await table.close()
@@ -71,44 +76,44 @@ async def table(registry: FakeRegistry) -> AsyncIterator[Table]:
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_a_route_that_was_read_is_at_hand(table: Table, registry: FakeRegistry) -> None:
-    assert table.get(ID, table.now()) is None
+async def test_a_route_that_was_read_is_at_hand(table: RouteTable, registry: FakeRegistry) -> None:
+    assert table.get(ID, clock(table)()) is None
     registry.put(session(endpoint=HERE), push=False)
     entry = await table.resolve(ID)
     assert entry.route.endpoint == HERE
-    assert table.get(ID, table.now()) is entry
+    assert table.get(ID, clock(table)()) is entry
     assert len(table) == 1
     assert table.linked
 
 
-async def test_it_is_at_hand_for_a_limited_time(table: Table, registry: FakeRegistry) -> None:
+async def test_it_is_at_hand_for_a_limited_time(table: RouteTable, registry: FakeRegistry) -> None:
     registry.put(session(), push=False)
     entry = await table.resolve(ID)
-    table.offset = 10.1
-    assert table.get(ID, table.now()) is None
+    clock(table).offset = 10.1
+    assert table.get(ID, clock(table)()) is None
     assert await table.resolve(ID) is entry  # confirmed
-    assert table.get(ID, table.now()) is entry
+    assert table.get(ID, clock(table)()) is entry
     assert registry.reads == 2
 
 
-async def test_a_push_confirms_a_route(table: Table, registry: FakeRegistry) -> None:
+async def test_a_push_confirms_a_route(table: RouteTable, registry: FakeRegistry) -> None:
     registry.put(session(), push=False)
     entry = await table.resolve(ID)
-    table.offset = 10.1
+    clock(table).offset = 10.1
     registry.push(session())
-    assert table.get(ID, table.now()) is entry
+    assert table.get(ID, clock(table)()) is entry
 
 
-async def test_an_older_push_confirms_nothing(table: Table, registry: FakeRegistry) -> None:
+async def test_an_older_push_confirms_nothing(table: RouteTable, registry: FakeRegistry) -> None:
     registry.put(session(version=2), push=False)
     entry = await table.resolve(ID)
-    table.offset = 10.1
+    clock(table).offset = 10.1
     registry.push(session())
-    assert table.get(ID, table.now()) is None
+    assert table.get(ID, clock(table)()) is None
     assert entry.route.version == 2
 
 
-async def test_many_readers_share_one_read(table: Table, registry: FakeRegistry) -> None:
+async def test_many_readers_share_one_read(table: RouteTable, registry: FakeRegistry) -> None:
     registry.put(session(), push=False)
     entries = await asyncio.gather(*(table.resolve(ID) for _ in range(10)))
     assert registry.reads == table.stats.reads == 1
@@ -116,7 +121,7 @@ async def test_many_readers_share_one_read(table: Table, registry: FakeRegistry)
 
 
 async def test_one_reader_that_goes_does_not_end_the_read(
-    table: Table, registry: FakeRegistry
+    table: RouteTable, registry: FakeRegistry
 ) -> None:
     registry.put(session(), push=False)
     registry.gate = asyncio.Event()
@@ -130,7 +135,7 @@ async def test_one_reader_that_goes_does_not_end_the_read(
 
 
 @pytest.mark.parametrize("down", [False, True])
-async def test_all_readers_may_go(table: Table, registry: FakeRegistry, down: bool) -> None:
+async def test_all_readers_may_go(table: RouteTable, registry: FakeRegistry, down: bool) -> None:
     registry.gate = asyncio.Event()
     readers = [asyncio.create_task(table.resolve(ID)) for _ in range(3)]
     await eventually(lambda: registry.reads == 1)
@@ -143,7 +148,7 @@ async def test_all_readers_may_go(table: Table, registry: FakeRegistry, down: bo
 
 
 async def test_an_id_that_never_comes_is_not_found_after_the_wait(
-    table: Table, registry: FakeRegistry
+    table: RouteTable, registry: FakeRegistry
 ) -> None:
     with pytest.raises(SessionNotFound, match=r"waited 0.1 s"):
         await table.resolve(ID)
@@ -152,7 +157,7 @@ async def test_an_id_that_never_comes_is_not_found_after_the_wait(
     assert len(table) == 0
 
 
-async def test_a_denied_id_is_not_found_in_the_same_words(table: Table) -> None:
+async def test_a_denied_id_is_not_found_in_the_same_words(table: RouteTable) -> None:
     with pytest.raises(SessionNotFound) as unknown:
         await table.resolve(ID)
     with pytest.raises(SessionNotFound) as denied:
@@ -160,7 +165,7 @@ async def test_a_denied_id_is_not_found_in_the_same_words(table: Table) -> None:
     assert str(denied.value) == str(unknown.value)
 
 
-async def test_a_push_ends_the_wait(table: Table, registry: FakeRegistry) -> None:
+async def test_a_push_ends_the_wait(table: RouteTable, registry: FakeRegistry) -> None:
     waiting = asyncio.create_task(table.resolve(ID))
     await eventually(lambda: registry.reads == 1)
     registry.put(session(endpoint=HERE))
@@ -168,7 +173,9 @@ async def test_a_push_ends_the_wait(table: Table, registry: FakeRegistry) -> Non
     assert registry.reads == 1
 
 
-async def test_of_two_pushes_the_newer_one_counts(table: Table, registry: FakeRegistry) -> None:
+async def test_of_two_pushes_the_newer_one_counts(
+    table: RouteTable, registry: FakeRegistry
+) -> None:
     waiting = asyncio.create_task(table.resolve(ID))
     await eventually(lambda: registry.reads == 1)
     registry.push(session(version=1, state=State.STARTING))
@@ -178,7 +185,7 @@ async def test_of_two_pushes_the_newer_one_counts(table: Table, registry: FakeRe
 
 
 async def test_a_read_that_is_older_than_a_push_changes_nothing(
-    table: Table, registry: FakeRegistry
+    table: RouteTable, registry: FakeRegistry
 ) -> None:
     registry.put(session(endpoint=HERE), push=False)
     registry.gate = asyncio.Event()
@@ -190,41 +197,43 @@ async def test_a_read_that_is_older_than_a_push_changes_nothing(
 
 
 async def test_the_registry_being_away_is_not_not_found(
-    table: Table, registry: FakeRegistry
+    table: RouteTable, registry: FakeRegistry
 ) -> None:
     registry.down = True
     with pytest.raises(RegistryUnavailable):
         await table.resolve(ID)
 
 
-async def test_a_known_route_outlives_the_registry(table: Table, registry: FakeRegistry) -> None:
+async def test_a_known_route_outlives_the_registry(
+    table: RouteTable, registry: FakeRegistry
+) -> None:
     registry.put(session(), push=False)
     entry = await table.resolve(ID)
     registry.down = True
-    table.offset = 10.1
+    clock(table).offset = 10.1
     assert await table.resolve(ID) is entry
     assert table.stats.stale == 1
-    assert table.get(ID, table.now()) is entry  # for a moment nobody else waits for it
-    table.offset = 11.2
-    assert table.get(ID, table.now()) is None
+    assert table.get(ID, clock(table)()) is entry  # for a moment nobody else waits for it
+    clock(table).offset = 11.2
+    assert table.get(ID, clock(table)()) is None
 
 
 # -- waiting for a session to settle -------------------------------------------------------------
 
 
-async def pending(table: Table, registry: FakeRegistry) -> Any:
+async def pending(table: RouteTable, registry: FakeRegistry) -> Any:
     registry.put(session(State.REGISTERED), push=False)
     return await table.resolve(ID)
 
 
-async def test_what_is_settled_is_not_waited_for(table: Table, registry: FakeRegistry) -> None:
+async def test_what_is_settled_is_not_waited_for(table: RouteTable, registry: FakeRegistry) -> None:
     registry.put(session(), push=False)
     entry = await table.resolve(ID)
     assert await table.settled(ID, entry, seconds=10) is entry
 
 
 async def test_the_wait_goes_on_through_all_that_is_pending(
-    table: Table, registry: FakeRegistry
+    table: RouteTable, registry: FakeRegistry
 ) -> None:
     entry = await pending(table, registry)
     waiting = asyncio.create_task(table.settled(ID, entry, seconds=10))
@@ -237,13 +246,13 @@ async def test_the_wait_goes_on_through_all_that_is_pending(
     assert registry.reads == 1
 
 
-async def test_the_wait_has_an_end(table: Table, registry: FakeRegistry) -> None:
+async def test_the_wait_has_an_end(table: RouteTable, registry: FakeRegistry) -> None:
     entry = await pending(table, registry)
     assert (await table.settled(ID, entry, seconds=0.05)).route.state is State.REGISTERED
 
 
 async def test_a_push_that_was_lost_is_made_up_for(registry: FakeRegistry) -> None:
-    table = Table(registry, max_age_seconds=0.05)
+    table = new_table(registry, max_age_seconds=0.05)
     table.open()
     entry = await pending(table, registry)
     waiting = asyncio.create_task(table.settled(ID, entry, seconds=10))
@@ -253,7 +262,7 @@ async def test_a_push_that_was_lost_is_made_up_for(registry: FakeRegistry) -> No
     await table.close()
 
 
-async def test_a_wait_may_be_cancelled(table: Table, registry: FakeRegistry) -> None:
+async def test_a_wait_may_be_cancelled(table: RouteTable, registry: FakeRegistry) -> None:
     entry = await pending(table, registry)
     one, other = [asyncio.create_task(table.settled(ID, entry, seconds=10)) for _ in range(2)]
     await asyncio.sleep(0.01)
@@ -267,17 +276,17 @@ async def test_a_wait_may_be_cancelled(table: Table, registry: FakeRegistry) -> 
 
 
 async def test_a_link_that_was_down_makes_every_route_doubtful(
-    table: Table, registry: FakeRegistry
+    table: RouteTable, registry: FakeRegistry
 ) -> None:
     registry.put(session(), push=False)
     await table.resolve(ID)
     registry.resync()
-    assert table.get(ID, table.now()) is None
+    assert table.get(ID, clock(table)()) is None
     assert table.linked
 
 
 async def test_waiters_are_asked_for_when_the_link_is_up_again(
-    table: Table, registry: FakeRegistry
+    table: RouteTable, registry: FakeRegistry
 ) -> None:
     entry = await pending(table, registry)
     waiting = asyncio.create_task(table.settled(ID, entry, seconds=10))
@@ -289,7 +298,7 @@ async def test_waiters_are_asked_for_when_the_link_is_up_again(
 
 @pytest.mark.parametrize("down", [False, True])
 async def test_asking_again_in_vain_changes_nothing(
-    table: Table, registry: FakeRegistry, down: bool
+    table: RouteTable, registry: FakeRegistry, down: bool
 ) -> None:
     waiting = asyncio.create_task(table.resolve(ID))
     await eventually(lambda: registry.reads == 1)
@@ -302,7 +311,7 @@ async def test_asking_again_in_vain_changes_nothing(
 
 
 async def test_a_closed_table_hears_nothing(registry: FakeRegistry) -> None:
-    table = Table(registry)
+    table = new_table(registry)
     table.open()
     registry.put(session(), push=False)
     pool = FakePool()
@@ -332,7 +341,7 @@ async def test_a_closed_table_hears_nothing(registry: FakeRegistry) -> None:
     ],
 )
 async def test_a_pool_ends_with_its_generation_or_address(
-    table: Table, registry: FakeRegistry, change: dict[str, Any], retired: int
+    table: RouteTable, registry: FakeRegistry, change: dict[str, Any], retired: int
 ) -> None:
     registry.put(session(endpoint=HERE), push=False)
     entry = await table.resolve(ID)
@@ -343,7 +352,7 @@ async def test_a_pool_ends_with_its_generation_or_address(
 
 
 async def test_the_route_unused_for_longest_goes_first(registry: FakeRegistry) -> None:
-    table = Table(registry, max_routes=3)
+    table = new_table(registry, max_routes=3)
     table.open()
     names = [SessionId(f"session-{number}") for number in range(6)]
     for name in names:
@@ -352,17 +361,17 @@ async def test_the_route_unused_for_longest_goes_first(registry: FakeRegistry) -
     for name, pool in zip(names[:4], pools, strict=False):
         (await table.resolve(name)).pool = pool
     assert [pool.retired for pool in pools[:4]] == [1, 0, 0, 0]
-    assert table.get(names[2], table.now()) is not None
+    assert table.get(names[2], clock(table)()) is not None
     await table.resolve(names[4])  # 1 has connections, 2 was used
-    assert table.get(names[1], table.now()) is not None
-    assert table.get(names[2], table.now()) is not None
-    assert table.get(names[3], table.now()) is None
+    assert table.get(names[1], clock(table)()) is not None
+    assert table.get(names[2], clock(table)()) is not None
+    assert table.get(names[3], clock(table)()) is None
     assert len(table) == 3
     await table.close()
 
 
 async def test_with_all_routes_in_use_one_more_is_kept(registry: FakeRegistry) -> None:
-    table = Table(registry, max_routes=1)
+    table = new_table(registry, max_routes=1)
     table.open()
     for number in range(3):
         name = SessionId(f"session-{number}")
@@ -379,7 +388,7 @@ async def test_with_all_routes_in_use_one_more_is_kept(registry: FakeRegistry) -
 async def test_after_a_stall_no_route_is_used_before_it_was_read_anew(
     registry: FakeRegistry, first: str
 ) -> None:
-    table = Table(registry, stall_seconds=5.0)
+    table = new_table(registry, stall_seconds=5.0)
     table.open()
     registry.put(session(endpoint=HERE), push=False)
     entry = await table.resolve(ID)
@@ -388,39 +397,39 @@ async def test_after_a_stall_no_route_is_used_before_it_was_read_anew(
     await table.resolve(idle)
     entry.pool = pool = FakePool()
     registry.put(session(generation=2, endpoint=THERE), push=False)
-    table.offset = 5.1
+    clock(table).offset = 5.1
     if first == "the sweep":
-        table.alive(table.now())
-    assert table.get(ID, table.now()) is None
+        table.alive(clock(table)())
+    assert table.get(ID, clock(table)()) is None
     assert pool.was_cut, "what is under way may be an old dev server's"
     assert table.stats.stalls == 1
     assert (await table.resolve(ID)).route.endpoint == THERE
-    assert table.get(ID, table.now()) is not None
+    assert table.get(ID, clock(table)()) is not None
     await table.close()
 
 
 async def test_after_a_stall_a_route_is_not_served_stale(registry: FakeRegistry) -> None:
-    table = Table(registry, stall_seconds=5.0)
+    table = new_table(registry, stall_seconds=5.0)
     table.open()
     registry.put(session(endpoint=HERE), push=False)
     await table.resolve(ID)
     registry.down = True
-    table.offset = 5.1
-    assert table.get(ID, table.now()) is None
+    clock(table).offset = 5.1
+    assert table.get(ID, clock(table)()) is None
     with pytest.raises(RegistryUnavailable):
         await table.resolve(ID)
     await table.close()
 
 
 async def test_a_loop_that_says_it_runs_keeps_its_routes(registry: FakeRegistry) -> None:
-    table = Table(registry, stall_seconds=5.0)
+    table = new_table(registry, stall_seconds=5.0)
     table.open()
     registry.put(session(endpoint=HERE), push=False)
     await table.resolve(ID)
     for _ in range(2):
-        table.offset += 4.0
-        table.alive(table.now())
-    assert table.get(ID, table.now()) is not None
+        clock(table).offset += 4.0
+        table.alive(clock(table)())
+    assert table.get(ID, clock(table)()) is not None
     assert table.stats.stalls == 0
     await table.close()
 
@@ -428,7 +437,7 @@ async def test_a_loop_that_says_it_runs_keeps_its_routes(registry: FakeRegistry)
 async def test_an_answer_that_waited_through_a_stall_is_asked_for_again(
     registry: FakeRegistry,
 ) -> None:
-    table = Table(registry, stall_seconds=5.0)
+    table = new_table(registry, stall_seconds=5.0)
     table.open()
     registry.put(session(endpoint=HERE), push=False)
     real = registry.session
@@ -436,7 +445,7 @@ async def test_an_answer_that_waited_through_a_stall_is_asked_for_again(
     async def slow(session_id: SessionId) -> Any:
         answer = await real(session_id)
         if registry.reads == 1:
-            table.offset = 5.1
+            clock(table).offset = 5.1
             registry.put(session(generation=2, endpoint=THERE), push=False)
         return answer
 
@@ -447,7 +456,7 @@ async def test_an_answer_that_waited_through_a_stall_is_asked_for_again(
 
 async def test_a_read_that_succeeds_after_the_wait_counts(registry: FakeRegistry) -> None:
     """The push was lost: only the registry itself can say "not found"."""
-    table = Table(registry, wait_seconds=0.05)
+    table = new_table(registry, wait_seconds=0.05)
     table.open()
     waiting = asyncio.create_task(table.resolve(ID))
     await eventually(lambda: registry.reads == 1)
@@ -456,13 +465,15 @@ async def test_a_read_that_succeeds_after_the_wait_counts(registry: FakeRegistry
     await table.close()
 
 
-async def test_ids_that_nobody_asks_for_are_not_kept(table: Table, registry: FakeRegistry) -> None:
+async def test_ids_that_nobody_asks_for_are_not_kept(
+    table: RouteTable, registry: FakeRegistry
+) -> None:
     registry.put(session())
     assert len(table) == 0
 
 
 async def test_waiters_are_cancelled_when_the_table_closes(registry: FakeRegistry) -> None:
-    table = Table(registry, wait_seconds=60)
+    table = new_table(registry, wait_seconds=60)
     table.open()
     waiting = asyncio.create_task(table.resolve(ID))
     await eventually(lambda: registry.reads == 1)
@@ -481,31 +492,31 @@ def lose_link(registry: FakeRegistry) -> None:
 
 
 async def test_with_the_link_every_route_loses_its_confirmation(
-    table: Table, registry: FakeRegistry
+    table: RouteTable, registry: FakeRegistry
 ) -> None:
     registry.put(session(endpoint=HERE), push=False)
     entry = await table.resolve(ID)
     lose_link(registry)
     assert not table.linked
-    assert table.get(ID, table.now()) is None
+    assert table.get(ID, clock(table)()) is None
     registry.put(session(endpoint=THERE, version=2), push=False)
     assert (await table.resolve(ID)).route.endpoint == THERE
-    assert table.get(ID, table.now()) is entry
-    table.offset = 1.1
-    assert table.get(ID, table.now()) is None, "without pushes it is read about once a second"
+    assert table.get(ID, clock(table)()) is entry
+    clock(table).offset = 1.1
+    assert table.get(ID, clock(table)()) is None, "without pushes it is read about once a second"
 
 
 async def test_without_the_link_a_known_session_waits_only_briefly_for_the_registry(
-    table: Table, registry: FakeRegistry
+    table: RouteTable, registry: FakeRegistry
 ) -> None:
     registry.put(session(endpoint=HERE), push=False)
     entry = await table.resolve(ID)
     lose_link(registry)
     registry.gate = asyncio.Event()
     registry.put(session(endpoint=THERE, version=2), push=False)
-    started = table.now()
+    started = clock(table)()
     assert await table.resolve(ID) is entry
-    assert 0.25 < table.now() - started < 1
+    assert 0.25 < clock(table)() - started < 1
     assert entry.route.endpoint == HERE
     assert table.stats.stale == 1
     registry.gate.set()
@@ -513,7 +524,7 @@ async def test_without_the_link_a_known_session_waits_only_briefly_for_the_regis
 
 
 async def test_a_slow_answer_that_is_an_error_changes_nothing(
-    table: Table, registry: FakeRegistry
+    table: RouteTable, registry: FakeRegistry
 ) -> None:
     registry.put(session(endpoint=HERE), push=False)
     entry = await table.resolve(ID)
@@ -527,44 +538,46 @@ async def test_a_slow_answer_that_is_an_error_changes_nothing(
 
 
 async def test_a_route_outlives_its_record_for_a_while(
-    table: Table, registry: FakeRegistry
+    table: RouteTable, registry: FakeRegistry
 ) -> None:
     registry.put(session(endpoint=HERE), push=False)
     entry = await table.resolve(ID)
     pool = FakePool()
     entry.pool = pool
     del registry.sessions[ID]
-    table.offset = 10.1
+    clock(table).offset = 10.1
     assert await table.resolve(ID) is entry
-    assert table.get(ID, table.now()) is entry
+    assert table.get(ID, clock(table)()) is entry
     assert table.stats.stale == 1
-    table.offset = 20.3
+    clock(table).offset = 20.3
     with pytest.raises(SessionNotFound):
         await table.resolve(ID)
     assert pool.retired == 1
     assert len(table) == 0
 
 
-async def test_a_record_that_comes_back_is_believed(table: Table, registry: FakeRegistry) -> None:
+async def test_a_record_that_comes_back_is_believed(
+    table: RouteTable, registry: FakeRegistry
+) -> None:
     registry.put(session(endpoint=HERE), push=False)
     entry = await table.resolve(ID)
     record = registry.sessions.pop(ID)
-    table.offset = 10.1
+    clock(table).offset = 10.1
     await table.resolve(ID)
     registry.put(record)
-    table.offset = 25.0
+    clock(table).offset = 25.0
     del registry.sessions[ID]
     assert await table.resolve(ID) is entry, "this is another loss"
 
 
 @pytest.mark.parametrize("state", [State.STOPPING, State.STOPPED, State.EXPIRED])
 async def test_a_session_that_ended_does_not_outlive_its_record(
-    table: Table, registry: FakeRegistry, state: State
+    table: RouteTable, registry: FakeRegistry, state: State
 ) -> None:
     registry.put(session(state=state), push=False)
     await table.resolve(ID)
     del registry.sessions[ID]
-    table.offset = 10.1
+    clock(table).offset = 10.1
     with pytest.raises(SessionNotFound):
         await table.resolve(ID)
 
@@ -574,9 +587,9 @@ async def test_a_session_that_ended_does_not_outlive_its_record(
 
 async def test_100_000_made_up_ids_cost_few_reads_and_no_memory(registry: FakeRegistry) -> None:
     rate, wait = 500.0, 0.05
-    table = Table(registry, lookups_per_second=rate, wait_seconds=wait)
+    table = new_table(registry, lookups_per_second=rate, wait_seconds=wait)
     table.open()
-    began, refused = table.now(), 0
+    began, refused = clock(table)(), 0
     held: list[int] = []
     for batch in range(50):
         ids = [SessionId(f"made-up-{batch}-{number}") for number in range(2000)]
@@ -586,7 +599,7 @@ async def test_100_000_made_up_ids_cost_few_reads_and_no_memory(registry: FakeRe
         if batch in (1, 49):
             gc.collect()
             held.append(len(gc.get_objects()))
-    seconds = table.now() - began
+    seconds = clock(table)() - began
     assert registry.reads <= rate * (1 + wait + seconds) + 2
     assert table.stats.refused == refused
     assert table.stats.not_found + refused == 100_000
@@ -598,21 +611,21 @@ async def test_100_000_made_up_ids_cost_few_reads_and_no_memory(registry: FakeRe
 
 
 async def test_made_up_ids_do_not_delay_known_sessions(registry: FakeRegistry) -> None:
-    table = Table(registry, lookups_per_second=1.0)
+    table = new_table(registry, lookups_per_second=1.0)
     table.open()
     registry.put(session(endpoint=HERE))
     await table.resolve(ID)
     for number in range(20):
         with pytest.raises((TooManyUnknown, SessionNotFound)):
             await table.resolve(SessionId(f"made-up-{number}"))
-    table.offset += 11
-    assert table.get(ID, table.now()) is None
+    clock(table).offset += 11
+    assert table.get(ID, clock(table)()) is None
     assert (await table.resolve(ID)).route.endpoint == HERE
     await table.close()
 
 
 async def test_who_asks_for_what_is_being_read_needs_no_turn(registry: FakeRegistry) -> None:
-    table = Table(registry, lookups_per_second=0.001)
+    table = new_table(registry, lookups_per_second=0.001)
     table.open()
     registry.put(session(endpoint=HERE))
     entries = await asyncio.gather(*(table.resolve(ID) for _ in range(20)))
@@ -621,7 +634,7 @@ async def test_who_asks_for_what_is_being_read_needs_no_turn(registry: FakeRegis
 
 
 async def test_a_registration_ends_the_wait_for_a_turn(registry: FakeRegistry) -> None:
-    table = Table(registry, lookups_per_second=5.0, wait_seconds=1.0)
+    table = new_table(registry, lookups_per_second=5.0, wait_seconds=1.0)
     table.open()
     others = [
         asyncio.create_task(table.resolve(SessionId(f"made-up-{number}"))) for number in range(8)
@@ -639,7 +652,7 @@ async def test_a_registration_ends_the_wait_for_a_turn(registry: FakeRegistry) -
 async def test_when_the_link_is_up_again_made_up_ids_are_not_all_asked_for(
     registry: FakeRegistry,
 ) -> None:
-    table = Table(registry, lookups_per_second=10.0, wait_seconds=1.0)
+    table = new_table(registry, lookups_per_second=10.0, wait_seconds=1.0)
     table.open()
     waiting = [
         asyncio.create_task(table.resolve(SessionId(f"made-up-{number}"))) for number in range(30)
