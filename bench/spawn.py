@@ -1,7 +1,8 @@
 """From the create call to the first 200 of the preview, against what the same Vite needs alone.
 
-Both start the example app with its dependencies installed; they take turns, so that a noisy
-machine troubles both. Run with ``python -m bench.spawn [--rounds N]``.
+All start the example app with its dependencies installed: Vite alone, a gateway, and a gateway
+with a warm pool. They take turns, so that a noisy machine troubles all. Run with
+``python -m bench.spawn [--rounds N]``.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ def project() -> list[dict[str, str]]:
 
 
 @asynccontextmanager
-async def gateway(data_dir: Path) -> AsyncIterator[str]:
+async def gateway(data_dir: Path, **settings: object) -> AsyncIterator[str]:
     environ = {name: value for name, value in os.environ.items() if not name.startswith("GATEWAY_")}
     environ |= {"GATEWAY_PORT": "0", "GATEWAY_DATA_DIR": str(data_dir)}
+    environ |= {f"GATEWAY_{name.upper()}": str(value) for name, value in settings.items()}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "gateway", "serve"),
         env=environ,
@@ -54,11 +56,25 @@ async def gateway(data_dir: Path) -> AsyncIterator[str]:
         await process.wait()
 
 
-async def alone(http: aiohttp.ClientSession, folder: Path) -> float:
-    """Seconds from spawn to the first 200 of Vite by itself."""
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return int(probe.getsockname()[1])
+
+
+async def warm(http: aiohttp.ClientSession, admin_port: int) -> None:
+    """Return when a process waits for a project."""
+    async with asyncio.timeout(60):
+        while True:
+            async with http.get(f"http://127.0.0.1:{admin_port}/metrics") as response:
+                if "\npreview_gateway_warm_processes 1.0" in await response.text():
+                    return
+            await asyncio.sleep(0.05)
+
+
+async def alone(http: aiohttp.ClientSession, folder: Path) -> float:
+    """Seconds from spawn to the first 200 of Vite by itself."""
+    port = free_port()
     started = time.perf_counter()
     process = await asyncio.create_subprocess_exec(
         *("node", "node_modules/vite/bin/vite.js"),
@@ -106,28 +122,40 @@ async def measure(rounds: int) -> None:
             *("npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund", "--silent"), cwd=folder
         )
         assert await install.wait() == 0
-        async with gateway(work / "data") as url, aiohttp.ClientSession() as http:
+        admin_port = free_port()
+        async with (
+            gateway(work / "data") as cold,
+            gateway(work / "data", warm_pool=1, admin_port=admin_port) as pooled,
+            aiohttp.ClientSession() as http,
+        ):
             files = project()
-            await through(http, url, files)  # fills the dependency cache
+            for url in (cold, pooled):
+                await through(http, url, files)  # fills the dependency cache, and the pool
             await alone(http, folder)
-            vite, answers, previews = [], [], []
+            vite, answers, previews, warm_answers, warm_previews = [], [], [], [], []
             for _ in range(rounds):
+                await warm(http, admin_port)
                 vite.append(await alone(http, folder))
-                answered, first = await through(http, url, files)
+                answered, first = await through(http, cold, files)
                 answers.append(answered)
                 previews.append(first)
+                answered, first = await through(http, pooled, files)
+                warm_answers.append(answered)
+                warm_previews.append(first)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     print(f"Vite 8 + React, dependencies cached, {rounds} rounds in turns; milliseconds")
-    print(f"{'':34}{'median':>8}{'min':>8}{'max':>8}")
+    print(f"{'':44}{'median':>8}{'min':>8}{'max':>8}")
     for name, values in (
         ("Vite alone: spawn to first 200", vite),
         ("create call: until its answer", answers),
         ("create to first 200 of the preview", previews),
         ("added by the gateway (per round)", [p - v for p, v in zip(previews, vite, strict=True)]),
+        ("warm pool: create call until its answer", warm_answers),
+        ("warm pool: create to first 200", warm_previews),
     ):
         row = (statistics.median(values), min(values), max(values))
-        print(f"{name:34}" + "".join(f"{value * 1000:8.0f}" for value in row))
+        print(f"{name:44}" + "".join(f"{value * 1000:8.0f}" for value in row))
 
 
 def main() -> None:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from gateway.errors import Fenced, GatewayError, RegistryUnavailable, SessionNotFound
@@ -50,6 +51,8 @@ class StreamReports:
         self._filled = asyncio.Event()
         self._drained = asyncio.Event()
         self._drained.set()
+        #: Somebody waits: nothing is gathered any longer.
+        self._hurry = asyncio.Event()
         self._task = asyncio.create_task(self._write(), name=f"reports {session_id}")
 
     def phase(self, phase: Phase, detail: str = "") -> None:
@@ -81,11 +84,14 @@ class StreamReports:
 
     async def flush(self, *, seconds: float) -> None:
         """Wait until everything said so far is in the stream, or ``seconds`` are over."""
+        self._hurry.set()
         try:
             async with asyncio.timeout(seconds):
                 await self._drained.wait()
         except TimeoutError:
             log.warning("log of %s is behind: the registry is slow or away", self._id)
+        finally:
+            self._hurry.clear()
 
     async def close(self, *, seconds: float) -> None:
         """Flush, then end the task. Idempotent."""
@@ -140,7 +146,15 @@ class StreamReports:
                     break
                 except GatewayError:
                     log.exception("an entry of the log of %s is lost", self._id)
-            if not self._pending:
+            if self._pending:  # what the registry did not take
+                await asyncio.sleep(pause)
+            else:
                 self._filled.clear()
                 self._drained.set()
-            await asyncio.sleep(pause)  # not a poll: it bounds how many entries a log makes
+                await self._gather()
+
+    async def _gather(self) -> None:
+        """Bounds how many entries a chatty log makes, unless somebody waits for them."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_GATHER_SECONDS):
+                await self._hurry.wait()
