@@ -32,6 +32,9 @@ class Turn:
     def __init__(self) -> None:
         self.soon: list[Callable[[], None]] = []
 
+    def call_soon(self, call: Callable[[], None]) -> None:
+        self.soon.append(call)
+
     def end(self) -> None:
         soon, self.soon = self.soon, []
         for call in soon:
