@@ -110,7 +110,11 @@ def response(draw: st.DrawFn, *, to_head: bool = False) -> bytes:
     interim = draw(
         st.lists(
             st.sampled_from(
-                [b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n", b"HTTP/1.1 100 \r\n\r\n"]
+                [
+                    b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+                    b"HTTP/1.1 100 \r\n\r\n",
+                    b"HTTP/1.1 104 X\r\n\r\n",
+                ]
             ),
             max_size=2,
         )
