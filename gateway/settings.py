@@ -154,7 +154,7 @@ class Settings(BaseSettings):
     late_event_seconds: float = Field(
         60.0,
         ge=0,
-        description="For how long after its end a session still takes events; they are marked late.",
+        description="How long after its end a session still takes events; they are marked late.",
     )
     idempotency_seconds: int = Field(
         86400, ge=1, description="How long an `Idempotency-Key` of a create call is remembered."

@@ -78,7 +78,7 @@ def test_a_ping_may_be_put_between_the_fragments_of_a_message() -> None:
 
 
 def test_our_pings_are_what_the_other_side_expects() -> None:
-    assert PING == frame(Opcode.PING, b"", mask=False)
+    assert frame(Opcode.PING, b"", mask=False) == PING
     masked = MASKED_PING
     assert masked[:1] == PING[:1]
     assert masked[1] == 0x80  # masked, without content
