@@ -104,8 +104,9 @@ def npm() -> Path:
 
 def _package(name: str) -> Callable[[], str]:
     def version() -> str:
+        node = _run([npm(), "--version"]).removeprefix("v")  # which installs what is missing
         package = json.loads((NODE / "node_modules" / name / "package.json").read_text())
-        return f"{package['version']}, Node.js {_run([str(npm()), '--version']).removeprefix('v')}"
+        return f"{package['version']}, Node.js {node}"
 
     return version
 
@@ -120,7 +121,7 @@ VERSIONS: Final[dict[str, Callable[[], str]]] = {
     "http-proxy-3": _package("http-proxy-3"),
     "jupyter-server-proxy": lambda: _run(
         [
-            JUPYTER / "python",
+            jupyter().parent / "python",
             "-c",
             "from importlib.metadata import version; print(version('jupyter-server-proxy'))",
         ]
