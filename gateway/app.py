@@ -10,12 +10,13 @@ import shutil
 import signal
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Final
 
 from aiohttp import web
+from pydantic import SecretStr
 
 from gateway import __version__
 from gateway.api.application import Health, make_application
@@ -28,7 +29,6 @@ from gateway.registry.embedded import EmbeddedValkey
 from gateway.registry.redis_store import RedisRegistry
 from gateway.session import Recipe
 from gateway.settings import Settings
-from gateway.spawner.base import Spawner
 from gateway.spawner.process import ProcessSpawner
 from gateway.spawner.recipes import choose
 from gateway.spawner.workspace import check_files
@@ -36,6 +36,9 @@ from gateway.telemetry import Metrics, Sample, Source
 from gateway.workers.supervisor import Workers
 
 log: Final = logging.getLogger(__name__)
+
+#: A key that nobody has set outlives every link.
+_KEY_SECONDS: Final = 10 * 365 * 86400
 
 
 class Gateway:
@@ -93,9 +96,8 @@ class Gateway:
         self.settings = settings
 
         registry, url = await self._open_registry(settings)
-        spawner: Spawner | None = (
-            ProcessSpawner(settings) if settings.spawner == "process" else None
-        )
+        settings = self.settings = await _with_key(settings, registry)
+        spawner = ProcessSpawner(settings) if settings.spawner == "process" else None
         replica = Replica(settings.replica, secrets.token_hex(4), url=self.url)
         lifecycle = Lifecycle(settings, registry, spawner, replica)
         stack.push_async_callback(lifecycle.close)
@@ -109,7 +111,8 @@ class Gateway:
         else:
             serving = Serving(settings, registry, lifecycle, control_socket=str(control_socket))
         if settings.admin_port:
-            await self._open_admin(settings, serving.samples, lifecycle)
+            sources = [serving.samples, *([spawner.samples] if spawner else [])]
+            await self._open_admin(settings, sources, lifecycle)
         stack.push_async_callback(self._drain, serving, lifecycle)
         await serving.open(sock)
         self._health.ready = True
@@ -148,9 +151,12 @@ class Gateway:
         await self._open_site(application, lambda runner: web.UnixSite(runner, str(path)))
         return path
 
-    async def _open_admin(self, settings: Settings, served: Source, lifecycle: Lifecycle) -> None:
+    async def _open_admin(
+        self, settings: Settings, sources: Sequence[Source], lifecycle: Lifecycle
+    ) -> None:
         metrics = Metrics()
-        metrics.add(served)
+        for source in sources:
+            metrics.add(source)
         metrics.add(lambda: _lifecycle_samples(lifecycle))
 
         async def show(_: web.Request) -> web.Response:
@@ -176,6 +182,14 @@ class Gateway:
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         await make(runner).start()
+
+
+async def _with_key(settings: Settings, registry: Registry) -> Settings:
+    """With the key that signs links: as set, or a random one that all replicas share."""
+    if settings.secret_key.get_secret_value():
+        return settings
+    key = await registry.remember("secret-key", secrets.token_hex(32), seconds=_KEY_SECONDS)
+    return settings.model_copy(update={"secret_key": SecretStr(key)})
 
 
 def _check_project(recipe: Recipe, files: Mapping[str, bytes]) -> None:

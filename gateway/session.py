@@ -120,6 +120,10 @@ class Route:
     heir: str = ""
     #: Of the session's files: grows with each edit.
     revision: int = 0
+    #: Covered by every signature that lets somebody see the preview; another one revokes them all.
+    access: int = 0
+    #: Whose token made the session; empty: an administrator's.
+    creator: str = ""
 
     def newer_than(self, other: Route) -> bool:
         """Whether this route replaces ``other``."""
@@ -186,6 +190,9 @@ class Session:
     heir_generation: int = 0
     #: The end somebody asked for with ``request_stop``; while STOPPING, where the owner moves it.
     stop_to: State | None = None
+    #: See ``Route``.
+    access: int = 0
+    creator: str = ""
 
     @property
     def replica(self) -> str:
@@ -209,4 +216,6 @@ class Session:
             log_tail=self.log_tail,
             heir=self.heir,
             revision=self.revision,
+            access=self.access,
+            creator=self.creator,
         )

@@ -16,6 +16,7 @@ from gateway.api.compat import CompatApi
 from gateway.api.creation import Creation
 from gateway.api.events import EventStreams
 from gateway.api.files import FilesApi
+from gateway.api.links import LinksApi
 from gateway.api.lookup import Lookup
 from gateway.api.notes import NotesApi
 from gateway.api.problems import OLDER_SHAPES, problem_middleware
@@ -24,6 +25,7 @@ from gateway.lifecycle import Lifecycle
 from gateway.registry.base import Registry
 from gateway.session import Recipe
 from gateway.settings import Settings
+from gateway.signing import Signer
 
 
 class Health:
@@ -87,6 +89,8 @@ def make_application(
         settings, registry, lifecycle, lookup=lookup, creation=creation, streams=streams
     )
     files = FilesApi(registry, lifecycle, lookup=lookup, creation=creation)
+    signer = Signer(settings.secret_key.get_secret_value())
+    links = LinksApi(registry, lookup=lookup, signer=signer)
     compat = CompatApi(
         *(settings, registry, lifecycle),
         lookup=lookup,
@@ -94,7 +98,7 @@ def make_application(
         notes=notes,
         streams=streams,
     )
-    for part in (health, sessions, files, notes, compat):
+    for part in (health, sessions, files, notes, links, compat):
         application.add_routes(part.routes())
     application[OLDER_SHAPES] = compat.shapes()
 

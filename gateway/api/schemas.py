@@ -22,8 +22,9 @@ EVENT_TYPE: Final = r"^[A-Za-z0-9_.:-]{1,64}$"
 
 
 class _Model(BaseModel):
+    # Strict: "60" is no number, true is no 1. What the document of the API says is what counts.
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, strict=True
     )
 
 
@@ -71,7 +72,7 @@ def _split_command(value: object) -> object:
             return tuple(shlex.split(value))
         except ValueError as exc:
             raise ValueError(f"cannot be split into arguments: {exc}") from exc
-    return value
+    return tuple(value) if isinstance(value, list) else value
 
 
 class CreateSession(_Model):
@@ -153,6 +154,12 @@ class PatchSession(_Model):
     metadata: dict[str, JsonValue] | None = None
     visibility: Literal["public", "private"] | None = None
     ttl_seconds: int | None = Field(default=None, ge=1, le=30 * 86400)
+
+
+class CreateLink(_Model):
+    """How long a link, or a token that reads one session, is good for."""
+
+    ttl_seconds: int = Field(default=86400, ge=1, le=30 * 86400)
 
 
 class SessionView(_Model):
@@ -276,6 +283,10 @@ class Urls:
     def preview(self, session_id: str) -> str:
         """Where a browser opens the preview."""
         return self._preview_base(session_id)
+
+    def link(self, session_id: str, token: str) -> str:
+        """A signed link to the preview."""
+        return f"{self._preview_base(session_id)}.preview/open?token={token}"
 
     def hmr(self, session_id: str) -> str:
         """Where a program reaches the dev server's HMR socket."""

@@ -58,6 +58,18 @@ def redirect(location: str) -> Answer:
     return Answer(308, b"", "text/plain", (("Location", location),))
 
 
+def link_opened(base: bytes, cookie: str | None) -> Answer:
+    """On to the preview, without what is secret in the address."""
+    location = base.decode("latin-1")
+    fields: tuple[tuple[str, str], ...] = (
+        ("Location", location),
+        ("Referrer-Policy", "no-referrer"),
+    )
+    if cookie is not None:
+        fields = (*fields, ("Set-Cookie", cookie))
+    return Answer(303, b"", "text/plain", fields)
+
+
 def error(exc: GatewayError, head: RequestHead, *, of_preview: bool) -> Answer:
     """The answer to a request that failed with ``exc``."""
     if of_preview and wants_page(head):

@@ -13,7 +13,7 @@ import struct
 from typing import TYPE_CHECKING, Final, cast
 
 from gateway.errors import SessionNotFound
-from gateway.proxy import answers, deadlines, heads, tcp
+from gateway.proxy import answers, deadlines, heads, tcp, viewers
 from gateway.proxy.answers import Answer
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.http1 import END, Malformed, RequestHead, RequestParser
@@ -25,6 +25,7 @@ from gateway.session import is_session_id
 
 if TYPE_CHECKING:
     from gateway.proxy.listener import Listener
+    from gateway.proxy.routes import Entry
 
 HIGH_WATER: Final = 256 * 1024
 #: What one read holds is parsed in parts of this size, and no further than the next request:
@@ -52,8 +53,10 @@ class ClientConnection(Sender):
     #: For mypyc: what a tunnel no longer has.
     __deletable__ = ("parser",)
     __slots__ = (
+        "_authorized",
         "_awaited",
         "_backlog",
+        "_cookies",
         "_ended",
         "_head_due",
         "_keepalive_seconds",
@@ -108,6 +111,9 @@ class ClientConnection(Sender):
         self.writing_paused = False
         self._tunnel: TunnelSide | None = None
         self._tunnel_of: str | None = None
+        #: By what a tunnel's client may see a private preview: a token, or these cookies.
+        self._authorized = False
+        self._cookies = b""
         #: Reads that held content of the request under way.
         self.content_parts = 0
         #: Whose move it was, and how far it had come, at the sweep that set the deadline.
@@ -485,6 +491,7 @@ class ClientConnection(Sender):
             if self.writing_paused and exchange.notices_death():
                 return
             self._watch_exchange(exchange)
+            self._watch_viewer(exchange.place.session_id)
         if self.deadline < now:
             self._expire()
 
@@ -545,7 +552,10 @@ class ClientConnection(Sender):
 
     def become_tunnel(self, side: TunnelSide, session_id: str | None) -> None:
         """The connection speaks another protocol from now on."""
-        self.exchange = None
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            self._authorized = exchange.authorized
+            self._cookies = viewers.own(exchange.head.special.get(b"cookie", b""))
         del self.parser  # half the memory of an idle socket pair: bench/proxies.py, case idle
         self._tunnel = side
         self._tunnel_of = session_id
@@ -567,6 +577,25 @@ class ClientConnection(Sender):
             if tunnel.take_activity() and self._tunnel_of:
                 active.add(self._tunnel_of)
             tunnel.look_after(ping_seconds)
+        if self._cookies:
+            self._watch_viewer(self._tunnel_of)
+
+    def review(self, entry: Entry) -> None:
+        """End what is under way if its client may not, or no longer, see this preview."""
+        exchange, route = self.exchange, entry.route
+        if exchange is not None:
+            if exchange.place.session_id == route.id:
+                exchange.review(entry)
+        elif self._tunnel_of == route.id and not (
+            entry.is_public or self._authorized or self.plane.viewers.admits(route, self._cookies)
+        ):
+            self.end_tunnel()
+
+    def _watch_viewer(self, session_id: str | None) -> None:
+        """Links and their cookies run out."""
+        entry = self.plane.routes.known(session_id) if session_id is not None else None
+        if entry is not None and not entry.is_public:
+            self.review(entry)
 
     def end_tunnel(self) -> None:
         """End the tunnel, without a Close frame: a clean close leaves Vite 5's HMR client dead."""

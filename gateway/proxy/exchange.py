@@ -11,7 +11,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
-from gateway.errors import GatewayError
+from gateway.errors import GatewayError, SessionNotFound
 from gateway.proxy import answers, deadlines, heads, hmr, http1, tcp, tunnel
 from gateway.proxy.http1 import END, Malformed, RequestHead, ResponseHead
 from gateway.proxy.upstream import Pool, UpstreamConnection, UpstreamUnreachable
@@ -132,8 +132,25 @@ class Exchange:
 
     def _may_forward(self, entry: Entry) -> bool:
         return (
-            entry.is_ready and self.place.reserved is None and (entry.is_public or self.authorized)
+            entry.is_ready
+            and self.place.reserved is None
+            and (entry.is_public or self.may_see(entry))
         )
+
+    def may_see(self, entry: Entry) -> bool:
+        """Whether the preview is shown to who asks."""
+        if entry.is_public or self.authorized:
+            return True
+        cookies = self.head.special.get(b"cookie")
+        return cookies is not None and self.plane.viewers.admits(entry.route, cookies)
+
+    def review(self, entry: Entry) -> None:
+        """Who may see the preview has changed: end what was forwarded for others."""
+        if self._pool is None or self.may_see(entry):
+            return  # without a pool it has not been decided yet
+        if self._task is not None:
+            self._task.cancel()
+        self.fail(SessionNotFound(entry.route.id))
 
     def _send(self, upstream: UpstreamConnection) -> None:
         self._upstream = upstream
@@ -208,7 +225,11 @@ class Exchange:
         entry = plane.routes.get(session_id, plane.now())
         if entry is None:
             entry = await plane.routes.resolve(session_id)
-        if not (entry.route.public or self.authorized):
+        if self.place.opens_link and self.head.method in (b"GET", b"HEAD"):
+            if (answer := self._opened(entry)) is not None:
+                self.client.answer(answer)
+                return
+        if not self.may_see(entry):
             await plane.routes.deny(session_id)
         if self.place.reserved is not None:
             self._aim_at_control()
@@ -217,6 +238,17 @@ class Exchange:
         entry = await self._until_ready(session_id, entry)
         if entry is not None:
             await self._connect_ready(session_id, entry)
+
+    def _opened(self, entry: Entry) -> answers.Answer | None:
+        """The answer to who follows a signed link; None if it is not good, and would have to be."""
+        plane, place, client = self.plane, self.place, self.client
+        scheme = plane.forwarding.scheme(self.head, trusted=client.peer_trusted)
+        cookie = plane.viewers.opened(
+            entry.route, place.query, base=place.base, secure=scheme == b"https"
+        )
+        if cookie is None and not entry.is_public:
+            return None
+        return answers.link_opened(place.base, cookie)
 
     async def _until_ready(self, session_id: SessionId, entry: Entry) -> Entry | None:
         """Hold the request while the dev server starts; None if it has been answered."""
@@ -249,6 +281,8 @@ class Exchange:
         plane = self.plane
         deadline = plane.now() + plane.settings.hold_seconds
         while True:
+            if not self.may_see(entry):
+                await plane.routes.deny(session_id)
             self._aim_at(entry)
             try:
                 await self._connect()

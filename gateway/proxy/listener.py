@@ -17,6 +17,7 @@ from gateway.errors import RegistryUnavailable
 from gateway.proxy import drain, tcp
 from gateway.proxy.connection import ClientConnection
 from gateway.proxy.plane import DataPlane
+from gateway.proxy.routes import Entry
 from gateway.session import SessionId
 
 log: Final = logging.getLogger(__name__)
@@ -42,6 +43,12 @@ class Listener:
         self._tasks: list[asyncio.Task[None]] = []
         #: Set when no connection and no tunnel is left after the port was closed.
         self._empty = asyncio.Event()
+        plane.routes.narrowed = self.review
+
+    def review(self, entry: Entry) -> None:
+        """End what is open for viewers who may no longer see a preview."""
+        for connection in (*self.connections, *self.tunnels):
+            connection.review(entry)
 
     @property
     def is_full(self) -> bool:

@@ -23,6 +23,8 @@ _RESERVED: Final = re.compile(rb"\.preview/([a-z]+(?:\?.*)?)", re.DOTALL)
 INTERNAL: Final = b"/-/"
 #: Below a preview's base: the dev server's HMR socket, whatever its own path and token.
 HMR: Final = b"hmr"
+#: Below the reserved prefix: where a signed link leads.
+LINK: Final = b"open"
 _MAX_KNOWN: Final = 4096
 
 
@@ -57,6 +59,16 @@ class Place:
     def events_url(self) -> str:
         """Where the starting page finds its events."""
         return (self.base + RESERVED + b"events").decode("latin-1")
+
+    @property
+    def query(self) -> bytes:
+        """What follows the question mark."""
+        return self.rest.partition(b"?")[2]
+
+    @property
+    def opens_link(self) -> bool:
+        """Whether this is where a signed link leads."""
+        return self.reserved is not None and self.reserved.partition(b"?")[0] == LINK
 
     @property
     def is_hmr(self) -> bool:

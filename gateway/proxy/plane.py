@@ -17,10 +17,11 @@ from gateway.proxy.place import Places
 from gateway.proxy.profile import LocalProfile, Profile, PublicProfile
 from gateway.proxy.routes import Entry, RouteTable, Waker
 from gateway.proxy.upstream import Pool, PoolLimits, tcp_connect, unix_connect
+from gateway.proxy.viewers import Viewers
 from gateway.settings import Settings
 
-#: aiohttp keeps idle connections for 75 s; ours let go before that. Each holds two descriptors and a
-#: task, and over a Unix socket a new one costs little.
+#: aiohttp keeps idle connections for 75 s; ours let go before that. Each holds two descriptors and
+#: a task, and over a Unix socket a new one costs little.
 _CONTROL_IDLE_SECONDS: Final = 5.0
 
 
@@ -58,6 +59,7 @@ class DataPlane:
             preview_domain=settings.preview_domain,
             listen_host=settings.host,
         )
+        self.viewers = Viewers(settings.secret_key.get_secret_value())
         self.forwarding = Forwarding(
             settings.trusted_proxies, scheme=urlsplit(settings.public_url).scheme or "http"
         )

@@ -141,6 +141,8 @@ class RouteTable:
         self._missing: dict[str, float] = {}
         self._linked = False
         self._unsubscribe: Callable[[], None] | None = None
+        #: Told of a route that fewer may see than before, or that may be one.
+        self.narrowed: Callable[[Entry], None] = _ignore
         self.stats = RouteStats()
 
     def open(self) -> None:
@@ -176,6 +178,10 @@ class RouteTable:
             return None
         entry.used = True
         return entry
+
+    def known(self, session_id: str) -> Entry | None:
+        """The entry, however old, for who decides nothing by it but whether to go on."""
+        return self._entries.get(session_id)
 
     def alive(self, now: float) -> None:
         """The loop runs."""
@@ -277,9 +283,13 @@ class RouteTable:
     async def deny(self, session_id: SessionId) -> NoReturn:
         """Answer for a session that the caller may not see as for one that does not exist.
 
-        Raises SessionNotFound after the same wait, so that ids cannot be probed.
+        Raises SessionNotFound after the same reads and the same wait, or RegistryUnavailable where
+        an unknown id would get it, so that ids cannot be probed.
         """
+        await self._read(session_id)
         await asyncio.sleep(self._wait_seconds)
+        await self._read(session_id)
+        self.stats.not_found += 1
         raise SessionNotFound(session_id, waited=self._wait_seconds)
 
     async def settled(self, session_id: SessionId, entry: Entry, *, seconds: float) -> Entry:
@@ -364,6 +374,8 @@ class RouteTable:
             if len(self._entries) >= self._max_routes:
                 self._evict()
             entry = self._entries[route.id] = Entry(route, now)
+            if not route.public:
+                self.narrowed(entry)  # sockets may have outlived the entry before this one
         elif route.newer_than(entry.route):
             if (route.generation, route.endpoint) != (
                 entry.route.generation,
@@ -371,7 +383,10 @@ class RouteTable:
             ):
                 _retire(entry)
                 entry.pool = None
+            before = entry.route
             entry.take(route, now)
+            if not route.public and (before.public or before.access != route.access):
+                self.narrowed(entry)
         elif not entry.route.newer_than(route):
             entry.confirmed_at = now
         return entry
@@ -392,6 +407,10 @@ class RouteTable:
         self._linked = True
         for entry in self._entries.values():
             entry.confirmed_at = float("-inf")
+        for session_id, entry in self._entries.items():
+            # Whoever has something open there may no longer be allowed to see it.
+            if entry.pool is not None and not entry.pool.is_unused:
+                self._begin_read(SessionId(session_id)).add_done_callback(self._take)
         now = self._clock()
         for session_id in self._waiters:
             # A registration may have been missed while the link was down. Who gets no turn now
@@ -446,6 +465,10 @@ class _Waiter:
         waiters.discard(self.future)
         if not waiters:
             del self._waiters[self._session_id]
+
+
+def _ignore(_: Entry) -> None:
+    """Nobody has anything open."""
 
 
 def _retire(entry: Entry) -> None:

@@ -32,6 +32,8 @@ class NewSession:
     endpoint: Endpoint | None = None
     #: Only the id is taken: nothing is started until the id is registered with content.
     reserved: bool = False
+    #: Whose token makes it; empty: an administrator's.
+    creator: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,8 +263,11 @@ class Registry(Protocol):
         metadata: Callable[[str], str] | None = None,
         public: bool | None = None,
         ttl_seconds: int | None = None,
+        revoke: bool = False,
     ) -> Session:
         """Change what is not content. Raises SessionNotFound, SessionEnded.
+
+        ``revoke`` gives the session another ``access`` number: what was signed with it is void.
 
         ``metadata`` makes the new one of the present one, and may be called more than once: what
         others change meanwhile is not lost.

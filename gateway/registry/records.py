@@ -50,6 +50,7 @@ def encode_new(new: NewSession) -> list[bytes]:
         "port": str(endpoint.port) if endpoint else "",
         "idle_seconds": str(new.idle_seconds),
         "metadata": new.metadata,
+        "creator": new.creator,
     }
     return _pairs(fields)
 
@@ -67,10 +68,12 @@ def encode_restored(session: Session) -> list[bytes]:
         public=session.public,
         metadata=session.metadata,
         endpoint=session.endpoint,
+        creator=session.creator,
     )
     known = {
         "spawned": "1",
         "created_at": str(session.created_at_ms),
+        "access": str(session.access),
         "hmr_path": session.hmr.path,
         "hmr_protocol": session.hmr.protocol,
     }
@@ -145,6 +148,8 @@ def _session(session_id: SessionId, fields: Mapping[str, str], now_ms: int) -> S
         heir=fields.get("heir", ""),
         heir_generation=int(fields.get("heir_generation") or "0"),
         stop_to=State(fields["stop_to"]) if "stop_to" in fields else None,
+        access=int(fields.get("access", "0")),
+        creator=fields.get("creator", ""),
     )
 
 
@@ -166,6 +171,8 @@ def decode_route(payload: bytes) -> Route:
             log_tail=fields.get("log_tail", ""),
             heir=fields.get("heir", ""),
             revision=int(fields.get("revision", "0")),
+            access=int(fields.get("access", "0")),
+            creator=fields.get("creator", ""),
         )
     except _UNREADABLE as exc:
         raise _unreadable(CHANGES, exc) from exc

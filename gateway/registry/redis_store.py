@@ -309,8 +309,10 @@ class RedisRegistry:
         metadata: Callable[[str], str] | None = None,
         public: bool | None = None,
         ttl_seconds: int | None = None,
+        revoke: bool = False,
     ) -> Session:
         """Change what is not content. ``ttl_seconds`` counts from now."""
+        revoked = "1" if revoke else ""
         life = "" if ttl_seconds is None else ttl_seconds * 1000
         old, new = "", None
         if metadata is not None:
@@ -322,7 +324,12 @@ class RedisRegistry:
             code, session = await self._change(
                 scripts.PATCH,
                 session_id,
-                [life, records.text(old), *records.encode_patch(metadata=new, public=public)],
+                [
+                    life,
+                    records.text(old),
+                    revoked,
+                    *records.encode_patch(metadata=new, public=public),
+                ],
             )
             if code == 0:
                 raise _ended(session)

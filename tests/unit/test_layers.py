@@ -18,9 +18,11 @@ RANKS: Final[dict[str, int]] = {
     "gateway.session": 1,
     "gateway.registry.url": 0,
     "gateway.settings": 1,
+    "gateway.findings": 1,
     "gateway.archive": 1,
     "gateway.telemetry": 1,
     "gateway.usage": 2,
+    "gateway.signing": 2,
     "gateway.proxy.fields": 1,
     "gateway.proxy.http1": 1,
     "gateway.proxy.lines": 1,
@@ -55,6 +57,7 @@ RANKS: Final[dict[str, int]] = {
     # What commands are made of: they talk to a gateway over HTTP and know nothing of its inside.
     "gateway.client": 4,
     "gateway.folder": 4,
+    "gateway.doctor": 5,
     "gateway.up": 5,
     "gateway.app": 5,
     "gateway.cli": 6,
@@ -95,7 +98,7 @@ FORBIDDEN: Final[dict[str, tuple[str, ...]]] = {
     "gateway.proxy": ("aiohttp", "redis", "valkey", "gateway.spawner"),
     "gateway.api": ("gateway.proxy", "redis", "valkey"),
     **dict.fromkeys(
-        ("gateway.client", "gateway.folder", "gateway.up"),
+        ("gateway.client", "gateway.folder", "gateway.up", "gateway.doctor"),
         (
             "gateway.proxy",
             "gateway.registry",

@@ -9,7 +9,7 @@ local STREAM_LENGTH = 2000
 local ENDED = { stopped = true, failed = true, expired = true }
 local ROUTE = {
   'id', 'generation', 'version', 'state', 'owner', 'host', 'port', 'base', 'public',
-  'hmr_path', 'hmr_protocol', 'reason', 'log_tail', 'heir', 'revision',
+  'hmr_path', 'hmr_protocol', 'reason', 'log_tail', 'heir', 'revision', 'access', 'creator',
 }
 
 local function integer(number)

@@ -8,8 +8,9 @@
 --   1 made (by this call, or by its first attempt) | 0 a live session with this digest exists
 --   -1 a live session with another digest exists
 
-local state, digest, nonce, expires_at, generation, previous_purge, reserved, metadata =
-  get('state', 'digest', 'nonce', 'expires_at', 'generation', 'purge_at', 'reserved', 'metadata')
+local state, digest, nonce, expires_at, generation, previous_purge, reserved, metadata, access =
+  get('state', 'digest', 'nonce', 'expires_at', 'generation', 'purge_at', 'reserved', 'metadata',
+    'access')
 if state ~= '' and nonce == ARGV[1] then
   return answer(1)
 end
@@ -28,7 +29,7 @@ set_pairs(KEYS[1], 8, first_file - 1)
 set_pairs(KEYS[2], first_file, #ARGV)
 set(
   'nonce', ARGV[1], 'digest', ARGV[2], 'owner', ARGV[3], 'version', '0', 'revision', '1',
-  'generation', next_token(generation), 'created_at', integer(now),
+  'generation', next_token(generation), 'access', next_token(access), 'created_at', integer(now),
   'expires_at', integer(expires), 'tombstone_ms', ARGV[6],
   'purge_at', integer(expires + tonumber(ARGV[6])))
 if is_there and get('metadata') == '{}' then
