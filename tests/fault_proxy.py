@@ -15,10 +15,11 @@ _CHUNK: Final = 65536
 class Link:
     """One connection through the proxy. ``sent`` is what its client has said so far."""
 
-    def __init__(self, *, is_swallowed: bool) -> None:
+    def __init__(self, swallows: Callable[[Link], bool]) -> None:
         self.sent = b""
         #: What comes is read and thrown away, as if the other side had vanished without a word.
-        self.is_swallowed = is_swallowed
+        self.is_swallowed = False
+        self._swallows = swallows
         self._writers: list[asyncio.StreamWriter] = []
 
     async def run(
@@ -41,6 +42,7 @@ class Link:
         while data := await reader.read(_CHUNK):
             if note:
                 self.sent += data
+                self.is_swallowed = self.is_swallowed or self._swallows(self)
             if not self.is_swallowed:
                 writer.write(data)
                 await writer.drain()
@@ -61,8 +63,8 @@ class FaultProxy:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._links: list[Link] = []
-        #: Connections to come are accepted and swallowed.
-        self.swallows = False
+        #: Which connections are swallowed from now on, as soon as their clients have said enough.
+        self.swallows: Callable[[Link], bool] = lambda _: False
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, HOST, 0)
@@ -87,7 +89,7 @@ class FaultProxy:
         return port
 
     def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        link = Link(is_swallowed=self.swallows)
+        link = Link(lambda link: self.swallows(link))
         self._links.append(link)
         task = asyncio.create_task(link.run(reader, writer, self._target), name="fault proxy")
         self._tasks.add(task)

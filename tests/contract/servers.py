@@ -49,13 +49,19 @@ class Server:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="registry-", dir="/tmp"))
         self.socket = self.folder / "s"
         self.url = f"unix://{self.socket}"
+        self._command = [
+            *([binary, str(sentinel), "--sentinel"] if sentinel else [binary, "--save", ""]),
+            *("--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder)),
+            *([] if sentinel else ["--enable-debug-command", "yes"]),
+            *options,
+        ]
+        self.restart()
+
+    def restart(self) -> None:
+        """Start the server, which is not running, on what its folder holds."""
+        self.socket.unlink(missing_ok=True)
         self._process = subprocess.Popen(
-            [
-                *([binary, str(sentinel), "--sentinel"] if sentinel else [binary, "--save", ""]),
-                *("--port", "0", "--unixsocket", str(self.socket), "--dir", str(self.folder)),
-                *([] if sentinel else ["--enable-debug-command", "yes"]),
-                *options,
-            ],
+            self._command,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -66,7 +72,7 @@ class Server:
         self._reader.start()
         if not self._listening.wait(20):
             self.close()
-            pytest.fail(f"{binary} does not listen: {b''.join(self._log).decode()}")
+            pytest.fail(f"{self._command[0]} does not listen: {b''.join(self._log).decode()}")
 
     def _drain(self) -> None:
         assert self._process.stdout
