@@ -17,7 +17,7 @@ COMPILED := build/compiled
 PYTEST_COMPILED := PYTHONPATH=$(CURDIR)/$(COMPILED) PYTHONSAFEPATH=1 \
 	$(BIN)/pytest --build compiled --import-mode append
 # What runs once more on it: all tests of the data plane's parts, and some of whole gateways.
-COMPILED_TESTS ?= tests/unit tests/protocol \
+COMPILED_TESTS ?= tests/unit tests/protocol tests/fuzz \
 	tests/e2e/test_main_job.py tests/e2e/test_streams.py tests/e2e/test_loopback.py tests/soak
 
 .DEFAULT_GOAL := help
