@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from gateway.proxy import fields, heads, http1
 from gateway.proxy import lines as known_lines
-from gateway.proxy.build import BUILD
 from gateway.proxy.http1 import (
     END,
     Malformed,
@@ -618,17 +617,15 @@ def test_a_person_is_told_from_a_program(
     assert http1.wants_page(head) is person
 
 
-@pytest.mark.skipif(BUILD == "compiled", reason="compiled code appends past this double")
 def test_a_mistake_of_our_own_is_not_taken_for_a_bad_request() -> None:
-    class Broken(list[Any]):
-        def append(self, event: Any) -> None:
-            raise ZeroDivisionError
-
+    head = request(start=b"POST / HTTP/1.1")
     parser = RequestParser(**LIMITS)
-    parser.events = Broken()
+    parser.feed(head[:-2])
+    special: Any = parser._fields.special
+    special[b"content-length"] = 5  # no bytes
     with pytest.raises(httptools.HttpParserCallbackError) as raised:
-        parser.feed(request(start=b"POST / HTTP/1.1"))
-    assert isinstance(raised.value.__context__, ZeroDivisionError)
+        parser.feed(head[-2:])
+    assert isinstance(raised.value.__context__, AttributeError | TypeError)
 
 
 # -- lines that come again -------------------------------------------------------------------------
