@@ -1,4 +1,4 @@
-"""The command line: ``preview-gateway serve | up | ls | logs | stop | check-config``."""
+"""The command line: ``preview-gateway serve | up | ls | logs | stop | doctor | check-config``."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import uvloop
 from pydantic_core import PydanticUndefined
@@ -19,10 +22,11 @@ from pydantic_core import PydanticUndefined
 from gateway import __version__
 from gateway.client import Client, Event
 from gateway.errors import GatewayError, SettingsError, SpawnFailed
+from gateway.findings import Finding, Verdict
 from gateway.folder import Folder
 from gateway.proxy.build import BUILD
 from gateway.registry.url import without_passwords
-from gateway.settings import PREFIX, Settings, load_settings
+from gateway.settings import PREFIX, Settings, is_loopback, load_settings
 from gateway.telemetry import configure_logging
 from gateway.up import sentence, up
 
@@ -97,6 +101,13 @@ def _parser() -> argparse.ArgumentParser:
     _add_client(command)
     command.set_defaults(command=_stop)
 
+    command = commands.add_parser("doctor", help="find out what is wrong, and what to do about it")
+    command.add_argument(
+        "id", metavar="ID", nargs="?", default="", help="look at this session, too (wakes it)"
+    )
+    _add_client(command)
+    command.set_defaults(command=_doctor)
+
     command = commands.add_parser("check-config", help="check the settings and print them")
     command.usage = "preview-gateway check-config [--json] [SETTINGS]"
     _add_settings(command)
@@ -114,9 +125,8 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
         shown = "" if default in ("", [], PydanticUndefined) else f" [{default}]"
         text = f"{field.description}{shown} {PREFIX}{name.upper()}".replace("%", "%%")
         if field.annotation is bool:
-            group.add_argument(
-                flag, action="store_const", const=True, default=argparse.SUPPRESS, help=text
-            )
+            on_or_off = argparse.BooleanOptionalAction
+            group.add_argument(flag, action=on_or_off, default=argparse.SUPPRESS, help=text)
         else:
             group.add_argument(flag, metavar="VALUE", default=argparse.SUPPRESS, help=text)
 
@@ -134,8 +144,12 @@ def _add_client(command: argparse.ArgumentParser) -> None:
 
 def _client(options: argparse.Namespace) -> Client:
     settings = load_settings()
-    url = options.url or settings.public_url or _local_url(settings)
-    return Client(url, token=options.token or _token(settings))
+    return Client(_url(options, settings), token=options.token or _token(settings))
+
+
+def _url(options: argparse.Namespace, settings: Settings) -> str:
+    """Where the gateway is that a command talks to."""
+    return str(options.url) or settings.public_url or _local_url(settings)
 
 
 def _local_url(settings: Settings) -> str:
@@ -270,6 +284,48 @@ def _stop(options: argparse.Namespace) -> int:
             print(f"{answer['id']} {was} {answer['state']}: {answer['reason']}")
 
     return _run(run())
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from gateway.doctor import Doctor  # not above: it loads the registry's client
+    from gateway.registry.examine import embedded_url, examine
+
+    settings = load_settings()
+    url = _url(options, settings)
+    limit_seconds = settings.registry_timeout_seconds
+    registry = settings.redis_url
+    if not registry and is_loopback(urlsplit(url).hostname or ""):
+        registry = embedded_url(settings.data_dir)
+    findings: list[Finding] = []
+
+    async def run() -> None:
+        doctor = Doctor(
+            url,
+            token=options.token or _token(settings),
+            examine=partial(examine, registry, limit_seconds=limit_seconds) if registry else None,
+            replicas_needed=settings.registry_replicas,
+        )
+        async with doctor, aclosing(doctor.look(options.id)) as found:
+            async for finding in found:
+                findings.append(finding)
+                if not options.json:
+                    _show_finding(finding)
+
+    status = _run(run())
+    failed = sum(finding.verdict is Verdict.FAILURE for finding in findings)
+    if options.json:
+        shown = {"ok": not failed, "findings": [asdict(finding) for finding in findings]}
+        print(json.dumps(shown, indent=2))
+    elif not status:
+        print(f"{failed} of {len(findings)} findings are failures" if failed else "all is well")
+    return status or (1 if failed else 0)
+
+
+def _show_finding(finding: Finding) -> None:
+    """At once, so that a look that takes a while shows how far it is."""
+    print(f"{finding.verdict:<9}{finding.about}: {finding.check}: {finding.detail}", flush=True)
+    if finding.remedy:
+        print(f"{'':<9}-> {finding.remedy}", flush=True)
 
 
 def _check_config(options: argparse.Namespace) -> int:
