@@ -3,7 +3,9 @@
 A page of Vite's whose socket is lost loads itself again and all that its user typed is gone; and a
 visible page looks for its dev server once a second, so that none could ever sleep. So when the dev
 server goes, the browser's side is kept, the session's next dev server is dialled behind it, and the
-page is told to reload once, because it may have missed updates and its modules are unknown there.
+page is told to reload, once. It has to: the new dev server sends updates only for modules that it
+has served itself, and gives every dependency another address (``?v=``), so that a module which the
+page loads later would bring a second copy of what the page has.
 
 Kept is a socket only while nothing is cut by it: both streams stand between two messages, and no
 extension is negotiated (with permessage-deflate a new sender would not have the old one's window;
