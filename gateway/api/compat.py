@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from gateway.api.bodies import parse_body
 from gateway.api.creation import Creation
 from gateway.api.events import SOURCE, EventStreams, entry_id, event_block
+from gateway.api.gate import caller_of
 from gateway.api.lookup import Lookup, session_id_of
 from gateway.api.notes import NotesApi
 from gateway.api.problems import SESSION_ID, OlderShape
@@ -50,7 +51,7 @@ _STOP_REASON: Final = "stopped by request"
 class _Older(BaseModel):
     """Fields that are not known are of no interest: callers send many."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
+    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
 
 
 class _File(_Older):
@@ -192,9 +193,12 @@ class CompatApi:
             }
         )
 
-    async def _created(self, sources: _Sources, session_id: str | None) -> Session:
+    async def _created(
+        self, request: web.Request, sources: _Sources, session_id: str | None
+    ) -> Session:
         create = sources.to_create(session_id)
-        return (await self._creation.create(create, create.contents())).session
+        caller = caller_of(request)
+        return (await self._creation.create(create, create.contents(), caller=caller)).session
 
     # -- events and experiments ------------------------------------------------------------------
 
