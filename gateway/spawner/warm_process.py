@@ -1,15 +1,15 @@
 """One dev server process that has loaded everything but a project, and waits for one.
 
 What a start of Vite consists of, and what is left of it for a process that has waited (Node 20,
-example app and fixture, two busy cores; medians of several runs, milliseconds):
+example app and fixture, a busy machine with two cores; medians of five runs, milliseconds):
 
                                           Vite 8    Vite 7
-    workspace, linked node_modules           10         5     done ahead
-    Node                                     60        60     done ahead
-    import of Vite and its plugins           90        95     done ahead
-    server made from the config              45        13     20    4   after a rehearsal
-    listening                                30         7     10    2
-    first page                               37        42     10   12
+    workspace, linked node_modules           10         5    done ahead
+    Node                                     60        60    done ahead
+    import of Vite and of plugins            90        95    done ahead
+    server made from the config              45        13    17    4 after a rehearsal
+    listening                                30         7     8    2
+    first page                               37        42     9   10
 
 A whole dev server started ahead would save the rest, too, but it is bound to one base path, and it
 has run a project's config, which may be anybody's code. To give it another base, Vite makes the

@@ -4,7 +4,7 @@
 // the same dependencies, but may be somebody else than the one before.
 
 import { mkdirSync, mkdtempSync, readFileSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
-import { createServer as createHttpServer } from 'node:http'
+import { get } from 'node:http'
 import { tmpdir } from 'node:os'
 import path from 'node:path'
 import { pathToFileURL } from 'node:url'
@@ -63,21 +63,33 @@ function isPlugin(root, name) {
   }
 }
 
-// Serves one page of a project of ours, without a port: much is loaded, compiled and started (the
-// bundler) on first use only.
+// Serves a page of a project of ours, on a port of this machine for that moment: much is loaded,
+// compiled and started (the bundler) on first use only. Figures are in warm_process.py.
 async function rehearse(root, createServer) {
   const folder = mkdtempSync(path.join(tmpdir(), 'rehearsal-'))
   for (const [name, text] of Object.entries(SAMPLE)) writeFileSync(path.join(folder, name), text)
   symlinkSync(path.join(root, 'node_modules'), path.join(folder, 'node_modules'))
   const sample = await createServer({
     root: folder,
+    base: '/sample/',
     cacheDir: path.join(folder, 'cache'),
     logLevel: 'silent',
-    // A server that never listens keeps older versions from opening a port for the HMR socket.
-    server: { middlewareMode: true, hmr: { server: createHttpServer() }, ws: false },
+    server: { host: '127.0.0.1', port: 0, open: false },
   })
-  await sample.transformIndexHtml('/index.html', SAMPLE['index.html'])
-  for (const url of ['/main.js', '/style.css', '/@vite/client']) await sample.transformRequest(url)
-  await sample.close()
-  rmSync(folder, { recursive: true })
+  try {
+    await sample.listen()
+    const { port } = sample.httpServer.address()
+    for (const name of ['', 'main.js', 'style.css', '@vite/client']) await fetchLocally(port, name)
+  } finally {
+    await sample.close()
+    rmSync(folder, { recursive: true })
+  }
+}
+
+function fetchLocally(port, name) {
+  const headers = { host: `localhost:${port}`, accept: name ? '*/*' : 'text/html' }
+  const options = { host: '127.0.0.1', port, path: `/sample/${name}`, headers, agent: false }
+  return new Promise((resolve, reject) => {
+    get(options, (response) => response.on('end', resolve).resume()).on('error', reject)
+  })
 }
