@@ -37,6 +37,21 @@ def test_a_command_comes_before_any_framework_and_gets_its_address() -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("recipe", "can"),
+    [
+        (Recipe(), True),
+        (Recipe(env=(("VITE_A", "1"), ("VITE_B", "2"))), True),
+        (Recipe(env=(("VITE_A", "1"), ("NODE_OPTIONS", "-r x"))), False),
+        (Recipe(command=("serve",)), False),
+    ],
+)
+def test_a_process_can_wait_for_what_it_need_not_know_before_it_loads(
+    recipe: Recipe, can: bool
+) -> None:
+    assert choose(recipe, project(devDependencies={"vite": "^8"})).can_be_warm is can
+
+
 @pytest.mark.parametrize("public_host", ["", "some-id-1.previews.example"])
 def test_a_command_finds_its_address_in_its_environment(public_host: str) -> None:
     env = command_environment(host="::1", port=81, base="/", public_host=public_host)
