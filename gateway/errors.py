@@ -19,6 +19,7 @@ translated into one of these where they enter.
      +- RevisionConflict 409          files changed since ``baseRevision``
      +- SessionEnded 410              stopped, failed or expired
      +- PayloadTooLarge 413
+     +- LimitReached 429              sessions, creates, files or bytes of one token
      +- RegistryUnavailable 503       the store did not answer: never "not found"
      |   +- NotAcknowledged 503       fewer Redis replicas acknowledged than required
      +- Fenced 409                    another owner or generation holds the session
@@ -39,7 +40,7 @@ class GatewayError(Exception):
     title: ClassVar[str] = "Internal error"
 
     #: Seconds for a ``Retry-After`` header, or None.
-    retry_after: ClassVar[int | None] = None
+    retry_after: int | None = None
 
 
 class BadRequest(GatewayError):
@@ -169,6 +170,21 @@ class PayloadTooLarge(GatewayError):
     status = 413
     code = "payload_too_large"
     title = "Payload too large"
+
+
+class LimitReached(GatewayError):
+    """The caller has as much as it may; ``kind`` is creates, sessions, files or bytes."""
+
+    status = 429
+    code = "limit_reached"
+    title = "Limit reached"
+
+    def __init__(self, kind: str, limit: int, *, seconds: int) -> None:
+        what = "creates in a minute" if kind == "creates" else kind
+        how = "wait" if kind == "creates" else "stop or delete sessions"
+        super().__init__(f"{limit} {what} are the limit of this token: {how}, or ask for more")
+        self.kind = kind
+        self.retry_after = seconds
 
 
 class RegistryUnavailable(GatewayError):

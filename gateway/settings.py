@@ -22,6 +22,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from gateway.errors import SettingsError
 from gateway.registry.url import parse_redis_url
+from gateway.tokens import parse_token
 
 PREFIX: Final = "GATEWAY_"
 _WORKERS_PER_CORE: Final = 4
@@ -84,7 +85,14 @@ class Settings(BaseSettings):
     # -- access
     api_tokens: Annotated[list[SecretStr], NoDecode] = Field(
         default_factory=list,
-        description="Bearer tokens for the API. Empty: no token is asked for (loopback only).",
+        description="Bearer tokens for the API, each `TOKEN` or `admin:NAME:TOKEN` (everything) or "
+        "`create:NAME:TOKEN` (only the sessions made under this name). Empty: no token is asked "
+        "for (loopback only).",
+    )
+    api_tokens_file: Path | None = Field(
+        None,
+        description="File with further tokens, one a line; read again when it changes, so that "
+        "tokens are replaced without a restart.",
     )
     secret_key: SecretStr = Field(
         SecretStr(""),
@@ -295,6 +303,18 @@ class Settings(BaseSettings):
         description="Open sockets (WebSocket and other upgrades) of one dev server; further ones "
         "get 503.",
     )
+    max_sessions_per_token: int = Field(
+        0, ge=0, description="Sessions that have not ended, of one token's name; 0: no limit."
+    )
+    max_creates_per_minute: int = Field(
+        0, ge=0, description="Create calls in a minute, of one token's name; 0: no limit."
+    )
+    max_files_per_token: int = Field(
+        0, ge=0, description="Files of all these sessions together; 0: no limit."
+    )
+    max_bytes_per_token: int = Field(
+        0, ge=0, description="Bytes of all these files together; 0: no limit."
+    )
     max_head_bytes: int = Field(65536, ge=1024, description="Size of a request or response head.")
     max_target_bytes: int = Field(32768, ge=256, description="Length of a request target.")
     max_api_body_bytes: int = Field(
@@ -338,10 +358,7 @@ class Settings(BaseSettings):
     @classmethod
     def _strong_tokens(cls, value: list[SecretStr]) -> list[SecretStr]:
         for token in value:
-            if len(token.get_secret_value()) < 16:
-                raise ValueError(
-                    "a token is shorter than 16 characters: make one with `openssl rand -hex 24`"
-                )
+            parse_token(token.get_secret_value())
         return value
 
     @field_validator("secret_key")
@@ -415,7 +432,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _no_open_door(self) -> Self:
-        if not is_loopback(self.host) and not self.api_tokens and not self.insecure:
+        if not is_loopback(self.host) and not self.asks_for_tokens and not self.insecure:
             raise ValueError(
                 f"{PREFIX}HOST={self.host} is reachable from other machines and "
                 f"{PREFIX}API_TOKENS is empty: set tokens, listen on 127.0.0.1, or give "
@@ -448,8 +465,13 @@ class Settings(BaseSettings):
         return f"{session_id}.{self.preview_domain.partition(':')[0]}"
 
     @property
+    def asks_for_tokens(self) -> bool:
+        """Whether calls of the API need a token."""
+        return bool(self.api_tokens) or self.api_tokens_file is not None
+
+    @property
     def tokens(self) -> frozenset[str]:
-        """The API tokens in the clear; never to be logged."""
+        """The API tokens of ``api_tokens`` in the clear, as set; never to be logged."""
         return frozenset(token.get_secret_value() for token in self.api_tokens)
 
 

@@ -9,23 +9,26 @@ from typing import Any
 from aiohttp import web
 
 from gateway import __version__
-from gateway.api.auth import cors_middleware, token_middleware
 from gateway.api.bodies import body_middleware
 from gateway.api.call_log import call_log_middleware
 from gateway.api.compat import CompatApi
+from gateway.api.cors import cors_middleware
 from gateway.api.creation import Creation
 from gateway.api.events import EventStreams
 from gateway.api.files import FilesApi
+from gateway.api.gate import Gate
 from gateway.api.links import LinksApi
 from gateway.api.lookup import Lookup
 from gateway.api.notes import NotesApi
 from gateway.api.problems import OLDER_SHAPES, problem_middleware
 from gateway.api.sessions import SessionApi
+from gateway.api.tickets import Tickets
 from gateway.lifecycle import Lifecycle
 from gateway.registry.base import Registry
 from gateway.session import Recipe
 from gateway.settings import Settings
 from gateway.signing import Signer
+from gateway.tokens import Tokens
 
 
 class Health:
@@ -69,6 +72,15 @@ def make_application(
 
     ``check_files`` raises BadFiles, ``check_project`` UnsupportedProject.
     """
+    lookup = Lookup(settings, lifecycle)
+    signer = Signer(settings.secret_key.get_secret_value())
+    tickets = Tickets(registry, lookup)
+    gate = Gate(
+        *(settings, registry, lookup),
+        tokens=Tokens(settings.tokens, settings.api_tokens_file),
+        tickets=tickets,
+        signer=signer,
+    )
     application = web.Application(
         middlewares=[
             call_log_middleware(settings.replica),
@@ -76,10 +88,9 @@ def make_application(
             cors_middleware(settings.cors_origins),
             problem_middleware,
             body_middleware(settings.max_api_body_bytes),
-            token_middleware(settings.tokens),
+            gate.middleware,
         ],
     )
-    lookup = Lookup(settings, lifecycle)
     creation = Creation(
         settings, registry, lifecycle, check_files=check_files, check_project=check_project
     )
@@ -89,7 +100,6 @@ def make_application(
         settings, registry, lifecycle, lookup=lookup, creation=creation, streams=streams
     )
     files = FilesApi(registry, lifecycle, lookup=lookup, creation=creation)
-    signer = Signer(settings.secret_key.get_secret_value())
     links = LinksApi(registry, lookup=lookup, signer=signer)
     compat = CompatApi(
         *(settings, registry, lifecycle),
@@ -98,7 +108,7 @@ def make_application(
         notes=notes,
         streams=streams,
     )
-    for part in (health, sessions, files, notes, links, compat):
+    for part in (health, sessions, files, notes, links, tickets, compat):
         application.add_routes(part.routes())
     application[OLDER_SHAPES] = compat.shapes()
 

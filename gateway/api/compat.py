@@ -182,7 +182,7 @@ class CompatApi:
         """
         body = await parse_body(request, _Preview, with_files=True)
         request[SESSION_ID] = body.sessionId
-        session = await self._created(body, body.sessionId)
+        session = await self._created(request, body, body.sessionId)
         urls = self._lookup.urls(request)
         return web.json_response(
             {
@@ -265,7 +265,7 @@ class CompatApi:
             session = await self._reserved(request, body)
         else:
             sources = _Sources(files=body.files, packageJson=body.packageJson)
-            session = await self._created(sources, body.session_id)
+            session = await self._created(request, sources, body.session_id)
             request[SESSION_ID] = session.id
         return web.json_response({"status": "session_started", "data": {"session_id": session.id}})
 
@@ -273,23 +273,21 @@ class CompatApi:
         """200 for every session that exists or existed; 404 ``session_not_found`` for others."""
         body = await parse_body(request, _Stop)
         session_id = _named(request, body.session_id)
-        was_orphaned = await self._is_orphaned(session_id)
+        before = await self._registry.session(session_id)
         session, already = await self._lifecycle.stop(session_id, reason=_STOP_REASON)
         data: dict[str, Any] = {
             "session_id": session.id,
             "stopped_via": "already_stopped" if already else "request",
-            "was_orphaned": was_orphaned,
+            "was_orphaned": before is not None and await self._is_orphaned(before),
         }
         if already:
             data["note"] = f"it was {session.state}: {session.reason or 'no reason given'}"
         return web.json_response({"status": "session_stopped", "data": data})
 
-    async def _is_orphaned(self, session_id: SessionId) -> bool:
-        """Whether the replica that ran the session's dev server is gone."""
-        session = await self._registry.session(session_id)
-        if session is None or session.state not in HELD or session.recipe.target:
-            return False
-        return not session.reserved and not await self._registry.is_alive(session.owner)
+    async def _is_orphaned(self, session: Session) -> bool:
+        """Whether the replica that was to run the session's dev server is gone."""
+        is_held = session.state in HELD and not session.recipe.target and not session.reserved
+        return is_held and not await self._registry.is_alive(session.owner)
 
     # -- interviews ------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from gateway.api.schemas import CreateSession, encode_metadata
 from gateway.api.targets import parse_target, resolve_target
 from gateway.errors import BadRequest, GatewayError, SessionConflict
 from gateway.lifecycle import Lifecycle
-from gateway.registry.base import NewSession, Registered, Registry
+from gateway.registry.base import Charge, Limits, NewSession, Registered, Registry
 from gateway.session import (
     Recipe,
     Session,
@@ -27,6 +27,7 @@ from gateway.session import (
     parse_session_id,
 )
 from gateway.settings import Settings
+from gateway.tokens import ANYBODY, Caller
 
 _LONGEST_KEY: Final = 255
 
@@ -73,20 +74,44 @@ class Creation:
         self._lifecycle = lifecycle
         self.check_files = check_files
         self._check_project = check_project
+        self._limits = Limits(
+            creates_per_minute=settings.max_creates_per_minute,
+            sessions=settings.max_sessions_per_token,
+            files=settings.max_files_per_token,
+            bytes=settings.max_bytes_per_token,
+        )
 
     async def create(
-        self, body: CreateSession, files: Mapping[str, bytes], *, key: str = ""
+        self,
+        body: CreateSession,
+        files: Mapping[str, bytes],
+        *,
+        key: str = "",
+        caller: Caller = ANYBODY,
     ) -> Registered:
         """Register a session and begin to start it.
 
         The same ``key`` again gives the session that it gave before, whatever has become of it.
         """
-        new = await self._checked(body, files)
+        new = replace(await self._checked(body, files), creator=caller.name)
         if key:
             new, before = await self._promised(key, new, asked=body.id)
             if before is not None:
                 return Registered(before, created=False)
-        return await self._lifecycle.create(new)
+        _check_owner(await self._registry.session(new.id), caller)
+        await self.charge(new.creator, new.id, files, creates=True)
+        registered = await self._lifecycle.create(new)
+        _check_owner(registered.session, caller)
+        return registered
+
+    async def charge(
+        self, account: str, session_id: SessionId, files: Mapping[str, bytes], *, creates: bool
+    ) -> None:
+        """Let a session with these files count for who made it; raises LimitReached."""
+        if self._limits != Limits():
+            size = sum(map(len, files.values()))
+            charge = Charge(session_id, files=len(files), bytes=size, creates=creates)
+            await self._registry.charge(account, charge, self._limits)
 
     async def unpacked(self, data: bytes) -> dict[str, bytes]:
         """The files in a tar.gz; raises BadFiles."""
@@ -172,7 +197,7 @@ class Creation:
 
     def check_visibility(self, visibility: str | None) -> None:
         """Raise BadRequest for what nobody could open."""
-        if visibility == "private" and not self._settings.tokens:
+        if visibility == "private" and not self._settings.asks_for_tokens:
             raise BadRequest("a private preview needs GATEWAY_API_TOKENS, by which it is opened")
 
     async def _promised(
@@ -197,6 +222,12 @@ class Creation:
         if before is not None and before.digest != new.digest:
             before = None  # the id is taken by something else: registering says so
         return new, before
+
+
+def _check_owner(session: Session | None, caller: Caller) -> None:
+    """Raise SessionConflict for an id under which somebody else has, or had, a session."""
+    if session is not None and not session.reserved and not caller.manages(session.creator):
+        raise SessionConflict(session.id)
 
 
 def _fingerprint(new: NewSession, asked: str | None) -> str:

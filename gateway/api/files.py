@@ -100,6 +100,7 @@ class FilesApi:
         for path in body.delete:
             files.pop(path, None)
         self._check_files(files | write)
+        await self._creation.charge(session.creator, session.id, files | write, creates=False)
         return _answer(await self._edit(session, write, body.delete, base))
 
     async def put(self, request: web.Request) -> web.Response:
@@ -126,6 +127,7 @@ class FilesApi:
             delete = [path for path in present if path not in files]
             if not write and not delete:
                 return _answer(session)
+            await self._creation.charge(session.creator, session.id, files, creates=False)
             try:
                 return _answer(await self._edit(session, write, delete, session.revision))
             except RevisionConflict as exc:

@@ -8,6 +8,7 @@ import time
 from aiohttp import web
 
 from gateway.api.bodies import parse_body
+from gateway.api.gate import session_token
 from gateway.api.lookup import Lookup, check_is_live, session_id_of
 from gateway.api.schemas import CreateLink, timestamp
 from gateway.registry.base import Registry
@@ -46,7 +47,7 @@ class LinksApi:
         """A token that reads this session (state, log, events) and changes nothing."""
         session, signed, expires = await self._signed(request, "token")
         return _secret(
-            {"token": f"{session.id}.{signed}", "expiresAt": timestamp(expires * 1000)}
+            {"token": session_token(session, signed), "expiresAt": timestamp(expires * 1000)}
         )
 
     async def revoke(self, request: web.Request) -> web.Response:

@@ -12,6 +12,7 @@ from aiohttp import web
 from gateway.errors import (
     BadRequest,
     GatewayError,
+    LimitReached,
     RevisionConflict,
     SessionEnded,
     SessionNotFound,
@@ -49,6 +50,8 @@ def problem(exc: GatewayError, request: web.Request) -> web.Response:
         body |= {"sessionId": exc.session_id, "state": exc.state, "reason": exc.reason}
     elif isinstance(exc, RevisionConflict):
         body["currentRevision"] = exc.current
+    elif isinstance(exc, LimitReached):
+        body["limit"] = exc.kind
     headers = {} if exc.retry_after is None else {"Retry-After": str(exc.retry_after)}
     if exc.status == 401:
         headers["WWW-Authenticate"] = "Bearer"

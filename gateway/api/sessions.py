@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from aiohttp import web
 from pydantic import JsonValue
@@ -13,6 +13,7 @@ from gateway.api import query
 from gateway.api.bodies import is_archive, parse_body, read_archive, validated
 from gateway.api.creation import Creation, idempotency_key
 from gateway.api.events import Encode, EventStreams, encode_event, encode_own_event, entry_id
+from gateway.api.gate import caller_of
 from gateway.api.lookup import Lookup, session_id_of
 from gateway.api.problems import SESSION_ID
 from gateway.api.schemas import (
@@ -26,9 +27,13 @@ from gateway.api.schemas import (
 from gateway.errors import BadRequest, SessionNotFound
 from gateway.lifecycle import Lifecycle
 from gateway.registry.base import Registry
+from gateway.session import Session
 from gateway.settings import Settings
+from gateway.tokens import Caller, Scope
 
 _MAX_LOG_ENTRIES: Final = 2000
+
+Wanted: TypeAlias = Callable[[Session], bool]
 
 
 class SessionApi:
@@ -83,7 +88,9 @@ class SessionApi:
         else:
             body = await parse_body(request, CreateSession, with_files=True)
             files = body.contents()
-        registered = await self._creation.create(body, files, key=key)
+        registered = await self._creation.create(
+            body, files, key=key, caller=caller_of(request)
+        )
         session = registered.session
         request[SESSION_ID] = session.id
         if wanted:
@@ -112,7 +119,7 @@ class SessionApi:
         Pages may hold fewer than ``limit``, or none: only an empty ``cursor`` is the end.
         """
         page = await self._registry.sessions(
-            wanted=query.session_filter(request),
+            wanted=_managed(caller_of(request), query.session_filter(request)),
             limit=query.whole_number(request, "limit", default=100, high=1000),
             cursor=request.query.get("cursor", ""),
         )
@@ -203,3 +210,10 @@ def _options(request: web.Request) -> CreateSession:
         if value:
             raise BadRequest(f"session.{name}: the files come as the body: put them there")
     return body
+
+
+def _managed(caller: Caller, wanted: Wanted | None) -> Wanted | None:
+    """Of the sessions that are ``wanted``, those that are the caller's."""
+    if caller.scope is Scope.ADMIN:
+        return wanted
+    return lambda session: caller.manages(session.creator) and (wanted is None or wanted(session))

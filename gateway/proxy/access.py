@@ -7,13 +7,13 @@ both itself, on previews and API alike.
 
 from __future__ import annotations
 
-import hashlib
 import ipaddress
 from collections.abc import Iterable
 from typing import Final
 from urllib.parse import urlsplit
 
 from gateway.proxy.http1 import RequestHead
+from gateway.tokens import Caller, Tokens
 
 SAFE_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 _MAX_HOSTS: Final = 1024
@@ -25,14 +25,13 @@ class Access:
     def __init__(
         self,
         *,
-        tokens: Iterable[str],
+        tokens: Tokens,
         allowed_origins: Iterable[str],
         public_url: str,
         preview_domain: str,
         listen_host: str,
     ) -> None:
-        # Digests are compared, so that the time taken says nothing about the token.
-        self._token_digests = frozenset(_digest(token.encode()) for token in tokens)
+        self._tokens = tokens
         self._origins = {origin.encode() for origin in allowed_origins}
         self._preview_domain = preview_domain.partition(":")[0]
         self._names = {"localhost", listen_host, self._preview_domain}
@@ -42,13 +41,13 @@ class Access:
         self._names.discard("")
         self._known_hosts: dict[bytes, bool] = {}
 
-    def carries_token(self, head: RequestHead) -> bool:
-        """Whether the request carries one of the gateway's own tokens."""
+    def caller(self, head: RequestHead) -> Caller | None:
+        """Whose token of the gateway's own the request carries, if any."""
         authorization = head.special.get(b"authorization")
-        if not authorization or not self._token_digests:
-            return False
+        if not authorization or not self._tokens.asked_for:
+            return None
         scheme, _, token = authorization.partition(b" ")
-        return scheme.lower() == b"bearer" and _digest(token.strip()) in self._token_digests
+        return self._tokens.caller(token.strip()) if scheme.lower() == b"bearer" else None
 
     def origin_allowed(self, head: RequestHead) -> bool:
         """Whether the page that made the request may make it.
@@ -73,7 +72,7 @@ class Access:
         Without API tokens a foreign name that resolves to the loopback address would hand the
         API to any web page (DNS rebinding), so only addresses and known names pass then.
         """
-        if self._token_digests:
+        if self._tokens.asked_for:
             return True
         allowed = self._known_hosts.get(host)
         if allowed is None:
@@ -100,7 +99,3 @@ def host_name(authority: bytes) -> bytes:
     if authority.startswith(b"["):
         return authority[1:].partition(b"]")[0].lower()
     return authority.partition(b":")[0].lower()
-
-
-def _digest(token: bytes) -> bytes:
-    return hashlib.sha256(token).digest()

@@ -22,6 +22,7 @@ from gateway.proxy.place import CONTROL, is_internal
 from gateway.proxy.plane import DataPlane
 from gateway.proxy.tunnel import TunnelSide
 from gateway.session import is_session_id
+from gateway.tokens import Caller
 
 if TYPE_CHECKING:
     from gateway.proxy.listener import Listener
@@ -53,9 +54,9 @@ class ClientConnection(Sender):
     #: For mypyc: what a tunnel no longer has.
     __deletable__ = ("parser",)
     __slots__ = (
-        "_authorized",
         "_awaited",
         "_backlog",
+        "_caller",
         "_cookies",
         "_ended",
         "_head_due",
@@ -112,7 +113,7 @@ class ClientConnection(Sender):
         self._tunnel: TunnelSide | None = None
         self._tunnel_of: str | None = None
         #: By what a tunnel's client may see a private preview: a token, or these cookies.
-        self._authorized = False
+        self._caller: Caller | None = None
         self._cookies = b""
         #: Reads that held content of the request under way.
         self.content_parts = 0
@@ -251,9 +252,9 @@ class ClientConnection(Sender):
             self._believe_host(head)
         place = self.plane.places.of(head)
         exchange = self.exchange = Exchange(self, head, place)
-        if b"authorization" in head.special and self.plane.access.carries_token(head):
-            exchange.authorized = True
-            if place.session_id is not None and place.reserved is None:
+        if b"authorization" in head.special:
+            caller = exchange.caller = self.plane.access.caller(head)
+            if caller is not None and place.session_id is not None and place.reserved is None:
                 # The gateway's own tokens are for the gateway only.
                 del head.special[b"authorization"]
         if not self._turned_away(exchange):
@@ -554,7 +555,7 @@ class ClientConnection(Sender):
         """The connection speaks another protocol from now on."""
         exchange, self.exchange = self.exchange, None
         if exchange is not None:
-            self._authorized = exchange.authorized
+            self._caller = exchange.caller
             self._cookies = viewers.own(exchange.head.special.get(b"cookie", b""))
         del self.parser  # half the memory of an idle socket pair: bench/proxies.py, case idle
         self._tunnel = side
@@ -587,7 +588,9 @@ class ClientConnection(Sender):
             if exchange.place.session_id == route.id:
                 exchange.review(entry)
         elif self._tunnel_of == route.id and not (
-            entry.is_public or self._authorized or self.plane.viewers.admits(route, self._cookies)
+            entry.is_public
+            or (self._caller is not None and self._caller.manages(route.creator))
+            or self.plane.viewers.admits(route, self._cookies)
         ):
             self.end_tunnel()
 

@@ -16,6 +16,7 @@ from gateway.proxy import answers, deadlines, heads, hmr, http1, tcp, tunnel
 from gateway.proxy.http1 import END, Malformed, RequestHead, ResponseHead
 from gateway.proxy.upstream import Pool, UpstreamConnection, UpstreamUnreachable
 from gateway.session import ENDED, PENDING, SessionId, State
+from gateway.tokens import Caller
 
 if TYPE_CHECKING:
     from gateway.proxy.connection import ClientConnection
@@ -52,7 +53,7 @@ class Exchange:
         "_task",
         "_upstream",
         "answered",
-        "authorized",
+        "caller",
         "client",
         "head",
         "place",
@@ -66,8 +67,8 @@ class Exchange:
         self.head = head
         self.place = place
         self.upstream_blocked = False
-        #: The request carried one of the gateway's own tokens.
-        self.authorized = False
+        #: Whose token of the gateway's own the request carried.
+        self.caller: Caller | None = None
         #: The final response has begun.
         self.answered = False
         self._upstream: UpstreamConnection | None = None
@@ -139,7 +140,9 @@ class Exchange:
 
     def may_see(self, entry: Entry) -> bool:
         """Whether the preview is shown to who asks."""
-        if entry.is_public or self.authorized:
+        if entry.is_public:
+            return True
+        if self.caller is not None and self.caller.manages(entry.route.creator):
             return True
         cookies = self.head.special.get(b"cookie")
         return cookies is not None and self.plane.viewers.admits(entry.route, cookies)
@@ -225,10 +228,10 @@ class Exchange:
         entry = plane.routes.get(session_id, plane.now())
         if entry is None:
             entry = await plane.routes.resolve(session_id)
-        if self.place.opens_link and self.head.method in (b"GET", b"HEAD"):
-            if (answer := self._opened(entry)) is not None:
-                self.client.answer(answer)
-                return
+        answer = self._opened(entry) if self.place.opens_link else None
+        if answer is not None:
+            self.client.answer(answer)
+            return
         if not self.may_see(entry):
             await plane.routes.deny(session_id)
         if self.place.reserved is not None:
@@ -241,6 +244,8 @@ class Exchange:
 
     def _opened(self, entry: Entry) -> answers.Answer | None:
         """The answer to who follows a signed link; None if it is not good, and would have to be."""
+        if self.head.method not in (b"GET", b"HEAD"):
+            return None
         plane, place, client = self.plane, self.place, self.client
         scheme = plane.forwarding.scheme(self.head, trusted=client.peer_trusted)
         cookie = plane.viewers.opened(

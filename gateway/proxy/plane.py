@@ -19,6 +19,7 @@ from gateway.proxy.routes import Entry, RouteTable, Waker
 from gateway.proxy.upstream import Pool, PoolLimits, tcp_connect, unix_connect
 from gateway.proxy.viewers import Viewers
 from gateway.settings import Settings
+from gateway.tokens import Tokens
 
 #: aiohttp keeps idle connections for 75 s; ours let go before that. Each holds two descriptors and
 #: a task, and over a Unix socket a new one costs little.
@@ -53,7 +54,7 @@ class DataPlane:
         self.stats = PlaneStats()
         self.places = Places(settings.preview_domain)
         self.access = Access(
-            tokens=settings.tokens,
+            tokens=Tokens(settings.tokens, settings.api_tokens_file),
             allowed_origins=settings.cors_origins,
             public_url=settings.public_url,
             preview_domain=settings.preview_domain,

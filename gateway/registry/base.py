@@ -37,6 +37,27 @@ class NewSession:
 
 
 @dataclass(frozen=True, slots=True)
+class Charge:
+    """What a session is to take up: all its files, not only those of this call."""
+
+    session_id: SessionId
+    files: int
+    bytes: int
+    #: Made by this call, not edited.
+    creates: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What all sessions of one account may take up together; 0: no limit."""
+
+    creates_per_minute: int = 0
+    sessions: int = 0
+    files: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class Registered:
     """The stored session, read back, and whether this call made it."""
 
@@ -340,6 +361,16 @@ class Registry(Protocol):
 
     async def remember(self, name: str, value: str, *, seconds: int) -> str:
         """Keep ``value`` under ``name``, unless something is kept there; what is kept there."""
+
+    async def recall(self, name: str) -> str | None:
+        """What is kept under ``name``, and keep it no longer. Of many callers one gets it."""
+
+    async def charge(self, account: str, charge: Charge, limits: Limits) -> None:
+        """Let a session count for an account; raises LimitReached, and charges nothing then.
+
+        A session that has ended, or is not the account's (``creator``), stops to count at the
+        latest when a limit is reached.
+        """
 
     # -- changes -------------------------------------------------------------------------------
 

@@ -50,6 +50,11 @@ def memory_key(name: str) -> str:
     return f"preview:memory:{{{name}}}"
 
 
+def quota_key(account: str) -> str:
+    """Hash: what the sessions of one account take up, and how fast it may make more."""
+    return f"preview:quota:{{{account}}}"
+
+
 def replica_key(replica_id: str) -> str:
     """String: the replica's lease, expiring by itself."""
     return f"preview:{{replicas}}:lease:{replica_id}"

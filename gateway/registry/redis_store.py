@@ -26,8 +26,10 @@ from gateway.errors import (
 from gateway.registry import records, scripts
 from gateway.registry.base import (
     Change,
+    Charge,
     EventType,
     Lapsed,
+    Limits,
     NewSession,
     Noted,
     Page,
@@ -53,6 +55,7 @@ from gateway.registry.leases import Leases
 from gateway.registry.listing import Listing
 from gateway.registry.node import Argument
 from gateway.registry.push import PushLink
+from gateway.registry.quotas import Quotas
 from gateway.registry.redis_client import RedisClient
 from gateway.registry.scripts import Script
 from gateway.session import ENDED, MOVES, OFFERED, Session, SessionId, State
@@ -79,6 +82,7 @@ class RedisRegistry:
         self._push = PushLink(self._client)
         self._leases = Leases(self._client, lease_seconds=settings.lease_seconds)
         self._listing = Listing(self._client)
+        self._quotas = Quotas(self._client)
 
     # -- life ----------------------------------------------------------------------------------
 
@@ -515,6 +519,21 @@ class RedisRegistry:
             ),
         )
         return value if kept is None else kept.decode("utf-8", "replace")
+
+    async def recall(self, name: str) -> str | None:
+        """What is kept under ``name``, and keep it no longer. Never repeated by itself."""
+        key = memory_key(name)
+        kept, dropped = await self._client.ask(
+            f"recall {key}",
+            lambda exchange: exchange.batch([("GET", key), ("DEL", key)]),
+            repeatable=False,
+        )
+        # Several may have read it; one of them has dropped it.
+        return kept.decode("utf-8", "replace") if kept is not None and dropped else None
+
+    async def charge(self, account: str, charge: Charge, limits: Limits) -> None:
+        """Let a session count for an account; raises LimitReached, and charges nothing then."""
+        await self._quotas.charge(account, charge, limits)
 
     # -- changes -------------------------------------------------------------------------------
 

@@ -47,6 +47,7 @@ RESTORE: Final = _load("restore")
 TOUCH: Final = _load("touch", when_full=True)
 OFFER: Final = _load("offer")
 SUCCEED: Final = _load("succeed")
+QUOTA: Final = _load("quota")
 
 ALL: Final = (
     REGISTER,
@@ -67,4 +68,5 @@ ALL: Final = (
     TOUCH,
     OFFER,
     SUCCEED,
+    QUOTA,
 )

@@ -9,6 +9,7 @@ import pytest
 from gateway.proxy import access as access_module
 from gateway.proxy.access import Access
 from gateway.proxy.http1 import RequestHead, RequestParser
+from gateway.tokens import Tokens
 
 TOKEN = "0123456789abcdef0123"
 
@@ -21,7 +22,8 @@ def access(**changes: Any) -> Access:
         "preview_domain": "",
         "listen_host": "127.0.0.1",
     }
-    return Access(**{**defaults, **changes})
+    given = {**defaults, **changes}
+    return Access(**{**given, "tokens": Tokens(given["tokens"])})
 
 
 def head(*lines: bytes, method: bytes = b"GET", host: bytes = b"gateway:80") -> RequestHead:
@@ -45,12 +47,13 @@ def head(*lines: bytes, method: bytes = b"GET", host: bytes = b"gateway:80") -> 
 )
 def test_only_a_bearer_token_of_ours_counts(value: bytes, ours: bool) -> None:
     request = head(b"Authorization: " + value)
-    assert access(tokens=[TOKEN, "another-token-0123"]).carries_token(request) is ours
-    assert not access().carries_token(request)
+    caller = access(tokens=[TOKEN, "another-token-0123"]).caller(request)
+    assert (caller is not None) is ours
+    assert not access().caller(request)
 
 
 def test_no_authorization_is_no_token() -> None:
-    assert not access(tokens=[TOKEN]).carries_token(head())
+    assert not access(tokens=[TOKEN]).caller(head())
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ RANKS: Final[dict[str, int]] = {
     "gateway.telemetry": 1,
     "gateway.usage": 2,
     "gateway.signing": 2,
+    "gateway.tokens": 1,
     "gateway.proxy.fields": 1,
     "gateway.proxy.http1": 1,
     "gateway.proxy.lines": 1,
@@ -76,6 +77,7 @@ GROUPS: Final = (
 #: Single imports within a rank and across groups.
 ALLOWED: Final = {
     ("gateway.proxy.http1", "gateway.session"),
+    ("gateway.settings", "gateway.tokens"),
     ("gateway.__main__", "gateway.cli"),
     ("gateway.lifecycle", "gateway.handover"),
     ("gateway.lifecycle", "gateway.heartbeat"),

@@ -15,6 +15,7 @@ from gateway.proxy.place import CONTROL, Place, Places
 from gateway.proxy.profile import LocalProfile, Profile, PublicProfile
 from gateway.proxy.upstream import Pool, PoolLimits
 from gateway.session import Hmr, Route, SessionId, State
+from gateway.tokens import Tokens
 
 ID: Final = SessionId("abcdef0123456789")
 BASE: Final = b"/preview/" + ID.encode() + b"/"
@@ -22,7 +23,7 @@ DOMAIN: Final = "previews.example:8443"
 OWN_HOST: Final = ID.encode() + b".previews.example:8443"
 LOCAL: Final = LocalProfile(
     Access(
-        tokens=(),
+        tokens=Tokens(),
         allowed_origins=["https://friend.example"],
         public_url="",
         preview_domain="",

@@ -1,37 +1,13 @@
-"""Bearer tokens and CORS for the API."""
+"""CORS for the API."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
-from typing import Final
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
 from gateway.api.problems import Handler
-from gateway.errors import Unauthorized
-
-#: Asked for without a token: health, and what the data plane (which has checked access) asks.
-_OPEN: Final = ("/livez", "/readyz", "/-/")
-
-
-def token_middleware(tokens: frozenset[str]) -> Middleware:
-    """Ask for one of ``tokens`` as ``Authorization: Bearer``; with no tokens, for nothing.
-
-    Digests are compared, so that the time taken says nothing about a token.
-    """
-    digests = frozenset(_digest(token) for token in tokens)
-
-    @web.middleware
-    async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if digests and not request.path.startswith(_OPEN):
-            scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-            if scheme.lower() != "bearer" or _digest(token.strip()) not in digests:
-                raise Unauthorized("send one of GATEWAY_API_TOKENS as Authorization: Bearer ...")
-        return await handler(request)
-
-    return check
 
 
 def cors_middleware(origins: Iterable[str]) -> Middleware:
@@ -69,7 +45,3 @@ def _varied(response: web.StreamResponse) -> web.StreamResponse:
     if not response.prepared:
         response.headers["Vary"] = "Origin"
     return response
-
-
-def _digest(token: str) -> bytes:
-    return hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
