@@ -236,10 +236,16 @@ async def test_check_config_prints_settings_without_secrets(settings: dict[str, 
         assert "hidden-word" not in text
 
 
+async def test_a_switch_can_be_turned_on_and_off_by_a_flag(settings: dict[str, str]) -> None:
+    for flag, value in (("--keep-hmr-sockets", True), ("--no-keep-hmr-sockets", False)):
+        _, shown, _ = await run(settings, "check-config", "--json", flag)
+        assert json.loads(shown)["keep_hmr_sockets"] is value
+
+
 async def test_help_names_every_command_and_setting(settings: dict[str, str]) -> None:
     status, out, _ = await run(settings, "--help")
     assert status == 0
-    for command in ("serve", "up", "ls", "logs", "stop", "check-config"):
+    for command in ("serve", "up", "ls", "logs", "stop", "doctor", "check-config"):
         assert re.search(rf"^    {command}\s+\w", out, re.MULTILINE)
     status, out, _ = await run({**settings, "COLUMNS": "100"}, "serve", "--help")
     assert status == 0

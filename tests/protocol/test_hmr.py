@@ -394,12 +394,13 @@ async def test_a_private_preview_s_socket_is_dropped(gateway: Gateway) -> None:
     assert dev.untouched
 
 
-async def test_a_page_that_says_too_much_meanwhile_is_dropped(gateway: Gateway) -> None:
+async def test_a_page_that_says_too_much_meanwhile_is_dropped(start: Start) -> None:
+    gateway = await start(hold_seconds=30)
     client, _ = await opened(gateway)
     gateway.starting(generation=2, hmr=HMR)
     await asyncio.sleep(0.05)
     client.send(Frame(Opcode.TEXT, b"x" * 70_000).serialize(mask=True))
-    await eventually(lambda: not gateway.listener.tunnels)
+    await eventually(lambda: not gateway.listener.tunnels, 2.0)
 
 
 @pytest.mark.parametrize("how", ["end", "reset", "close frame"])
@@ -415,7 +416,7 @@ async def test_a_page_that_leaves_meanwhile_leaves_nothing(gateway: Gateway, how
     else:
         client.reset()
     await eventually(lambda: not gateway.listener.tunnels, 1.0)
-    await eventually(lambda: not [t for t in asyncio.all_tasks() if "HMR" in t.get_name()])
+    await eventually(lambda: not [t for t in asyncio.all_tasks() if "HMR" in t.get_name()], 1.0)
 
 
 @pytest.mark.parametrize("kind", ["another protocol", "an extension", "turned off"])
