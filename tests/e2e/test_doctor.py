@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import aiohttp
 import pytest
@@ -202,7 +202,7 @@ async def test_another_server_at_a_replica_s_address_is_found(
     a, b = (api.replica for api in (pair.a, pair.b))
     key = replica_key(name_of(a))
     async with redis.asyncio.from_url(pair.store.url) as client:
-        lease = await client.get(key)
+        lease = cast("bytes", await client.get(key))
         await client.set(key, lease.replace(a.url.encode(), b.url.encode()), keepttl=True)
     _, findings, _ = await doctor(plain, b.url)
     found = findings[f"replica {name_of(a)}", "reach"]
