@@ -139,7 +139,9 @@ async def test_many_large_bodies_at_once_are_refused_not_piled_up(
             readers.append(reader)
             writer.write(head("POST", SESSIONS, 990_000) + b"x" * 950_000)
         answers = [asyncio.create_task(reader.readuntil(b"\r\n\r\n")) for reader in readers]
-        refused, waiting = await asyncio.wait(answers, return_when=asyncio.FIRST_COMPLETED)
+        refused, waiting = await asyncio.wait(
+            answers, timeout=30, return_when=asyncio.FIRST_COMPLETED
+        )
         refusal = refused.pop().result()
         assert refusal.startswith(b"HTTP/1.1 503 ")
         assert b"\r\nRetry-After: 2\r\n" in refusal

@@ -8,14 +8,16 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import signal
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
 import pytest
 
 from tests.e2e.calls import SESSIONS, expect_problem, fresh_id, stored
-from tests.e2e.conftest import Pair
+from tests.e2e.conftest import Pair, run_pair, run_store
 
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.timeout(120)]
 
@@ -26,7 +28,8 @@ ENVIRON: Final = {
     "GATEWAY_LATE_EVENT_SECONDS": "1",
     "GATEWAY_LEASE_SECONDS": "2",
 }
-LIVES: Final = {"files": {"x.js": "setInterval(() => {}, 1000)"}}
+#: A project that is a while in starting.
+BUSY: Final = {"package.json": '{"devDependencies": {"vite": "5"}}', "index.html": "<p>"}
 #: How long after the call its session comes: what used to be a 404.
 LATER: Final = 0.3
 
@@ -253,6 +256,27 @@ async def test_a_start_with_files_starts_them_and_a_stop_ends_them(shared_pair: 
     }
     stopped = await shared_pair.b.ask("POST", "/sessions/stop", json={"session_id": session_id})
     assert stopped.body["data"]["stopped_via"] == "request"
+
+
+async def test_a_stop_of_a_session_whose_replica_has_died_is_no_404_and_no_wait_for_ever(
+    data_dir: Path,
+) -> None:
+    async with (
+        run_store() as store,
+        aiohttp.ClientSession() as http,
+        run_pair(store, data_dir, http, ENVIRON) as pair,
+    ):
+        started = await pair.a.ask("POST", "/sessions/start", json={"files": BUSY})
+        assert started.status == 200, started.body
+        session_id = started.body["data"]["session_id"]
+        pair.a.replica.kill(signal.SIGKILL)
+        stopped = await pair.b.ask("POST", "/sessions/stop", json={"session_id": session_id})
+        assert (stopped.status, stopped.body["status"]) == (200, "session_stopped")
+        assert stopped.body["data"] == {
+            "session_id": session_id,
+            "stopped_via": "request",
+            "was_orphaned": True,
+        }
 
 
 # -- interviews ------------------------------------------------------------------------------------
