@@ -60,7 +60,7 @@ async def run(
     http: aiohttp.ClientSession, store: Store, data_dir: Path, **settings: object
 ) -> AsyncIterator[Warm]:
     admin_port = free_port()
-    values = {"redis_url": store.url, "admin_port": admin_port, "insecure": True, **settings}
+    values = {"redis_url": store.url, "admin_port": admin_port, **settings}
     environ = {f"GATEWAY_{name.upper()}": str(value) for name, value in values.items()}
     async with ReplicaProcess(host=HOST, data_dir=data_dir, environ=environ) as replica:
         yield Warm(Api(http, replica), admin_port)

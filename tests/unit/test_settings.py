@@ -189,6 +189,11 @@ def test_a_list_is_a_json_array_or_separated_by_commas(
     assert load_settings().cors_origins == values
 
 
+def test_a_list_of_folders_is_read_like_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GATEWAY_WARM_PROJECTS", "/srv/one, /srv/two")
+    assert load_settings().warm_projects == [Path("/srv/one"), Path("/srv/two")]
+
+
 def test_a_list_may_be_given_as_a_list() -> None:
     settings = load_settings({"target_allowlist": ["10.0.0.0/8", "fd00::/8"]})
     assert settings.target_allowlist == ["10.0.0.0/8", "fd00::/8"]
