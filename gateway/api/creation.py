@@ -40,18 +40,17 @@ class KeyReused(GatewayError):
     title = "Idempotency-Key used for another call"
 
 
-def idempotency_key(request: web.Request) -> str:
+def idempotency_key(request: web.Request, caller: Caller) -> str:
     """What tells one create call from another; "" if the caller sends no ``Idempotency-Key``.
 
-    Keys of different callers do not meet.
+    Keys of different callers do not meet; those of one caller last through a change of its token.
     """
     key = request.headers.get("Idempotency-Key")
     if key is None:
         return ""
     if not (key.isascii() and key.isprintable() and 0 < len(key) <= _LONGEST_KEY):
         raise BadRequest(f"Idempotency-Key: send up to {_LONGEST_KEY} printable ASCII characters")
-    caller = request.headers.get("Authorization", "")
-    return hashlib.sha256(f"{caller}\0{key}".encode()).hexdigest()
+    return hashlib.sha256(f"{caller.scope}:{caller.name}:{key}".encode()).hexdigest()
 
 
 class Creation:

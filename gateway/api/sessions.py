@@ -81,7 +81,7 @@ class SessionApi:
         id is made up here; 422 if the key comes with another body.
         """
         wanted, seconds = query.wait(request, default=30.0)
-        key = idempotency_key(request)
+        key = idempotency_key(request, caller_of(request))
         if is_archive(request):
             body = _options(request)
             files = await self._creation.unpacked(await read_archive(request))
