@@ -145,5 +145,3 @@ def _reason(exc: OSError | ValueError) -> str:
 
 def _digest(token: bytes) -> bytes:
     return hashlib.sha256(token).digest()
-
-

@@ -12,8 +12,8 @@ from typing import Final
 
 import pytest
 
-from gateway.errors import GatewayError, NotAcknowledged
-from gateway.registry.base import Change, Replica
+from gateway.errors import GatewayError, LimitReached, NotAcknowledged
+from gateway.registry.base import Change, Charge, Limits, Replica
 from gateway.registry.keys import INDEX, OWNERS, session_key
 from gateway.registry.node import Node
 from gateway.registry.redis_store import RedisRegistry
@@ -103,6 +103,11 @@ async def look_around(registry: RedisRegistry, store: Store) -> None:
     await registry.is_alive(A.owner)
     await registry.lease_left(B.owner)
     await registry.remember("a call", "its answer", seconds=5)
+    await registry.recall("a call")
+    for session_id in (ID, SessionId("quick-fox-2")):
+        charge = Charge(session_id, files=1, bytes=1, creates=True)
+        with contextlib.suppress(LimitReached):
+            await registry.charge("builder", charge, Limits(creates_per_minute=9, sessions=1))
 
 
 async def used(store: Store) -> set[str]:

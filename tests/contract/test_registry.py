@@ -25,7 +25,16 @@ from gateway.errors import (
     SettingsError,
 )
 from gateway.registry import scripts
-from gateway.registry.base import Change, Registry, Replica, Stop, StreamEvent, Subscriber
+from gateway.registry.base import (
+    Change,
+    Charge,
+    Limits,
+    Registry,
+    Replica,
+    Stop,
+    StreamEvent,
+    Subscriber,
+)
 from gateway.registry.events import EventStream, Past
 from gateway.registry.keys import (
     CHANGES,
@@ -47,6 +56,7 @@ from tests.contract.servers import Store
 #: What the promises are kept on.
 STORES: Final = ("redis", "valkey", "cluster", "sentinel", "tls", "acl")
 A, B = "a/1", "b/1"
+CHARGE: Final = Charge(ID, files=1, bytes=1, creates=True)
 
 
 async def started(registry: RedisRegistry, session_id: str = ID, owner: str = A) -> Session:
@@ -1075,6 +1085,8 @@ def _calls(registry: RedisRegistry) -> dict[str, Callable[[], Any]]:
         "request_stop": lambda: registry.request_stop(ID, reason="x"),
         "note": lambda: registry.note(ID, {}, late_seconds=1),
         "remember": lambda: registry.remember("name", "value", seconds=1),
+        "recall": lambda: registry.recall("name"),
+        "charge": lambda: registry.charge("name", CHARGE, Limits(sessions=1)),
         "patch": lambda: registry.patch(ID, public=True),
         "forget": lambda: registry.forget(ID),
         "files": lambda: registry.files(ID),
@@ -1275,7 +1287,17 @@ async def test_keys_of_another_type_are_unavailable_and_named(
 ) -> None:
     for key in (session_key(ID), files_key(ID), events_key(ID)):
         await store.ask("SET", key, "x")
-    elsewhere = {"ping", "sessions", "remember", "heartbeat", "resign", "replicas", "is_alive"}
+    elsewhere = {
+        "ping",
+        "sessions",
+        "remember",
+        "recall",
+        "charge",
+        "heartbeat",
+        "resign",
+        "replicas",
+        "is_alive",
+    }
     for name, call in _calls(registry).items():
         if name in elsewhere | {"lease_left", "lapsed", "held_by", "forget"}:
             continue
