@@ -67,6 +67,8 @@ class Lifecycle:
         self._stopping = Stopping(settings, registry, self._watchers, self._takeover)
         self._handover = Handover(settings, registry, replica, self._watchers)
         self._held: dict[SessionId, Holding] = {}
+        #: Their dev servers are gone, and the registry does not know it yet.
+        self._failing: set[Holding] = set()
         self._slots = asyncio.Semaphore(_STARTS_PER_CPU * (os.cpu_count() or 1))
         self._creating: set[SessionId] = set()
         self._wakes: dict[SessionId, asyncio.Task[bool]] = {}
@@ -232,12 +234,15 @@ class Lifecycle:
 
     async def _fail(self, holding: Holding, reason: str, log_tail: str) -> None:
         """The dev server is gone or never came: say so, and clean up."""
-        await self._drop(holding)
         change = Change(reason=reason, log_tail=log_tail, clear_endpoint=True)
+        self._failing.add(holding)
         try:
+            await self._drop(holding)
             await holding.move(State.FAILED, change)
         except (Fenced, SessionNotFound) as exc:
             log.info("session %s is not marked as failed: %s", holding.id, exc)
+        finally:
+            self._failing.discard(holding)
 
     async def _drop(self, holding: Holding) -> None:
         """Stop what runs here of a session; says nothing to the registry."""
@@ -458,8 +463,10 @@ class Lifecycle:
         )
 
     def holds(self, session_id: SessionId) -> bool:
-        """Whether this replica runs the session, or is just registering it."""
-        return session_id in self._held or session_id in self._creating
+        """Whether this replica runs it, or is about to register it or to say that it failed."""
+        if session_id in self._held or session_id in self._creating:
+            return True
+        return any(holding.id == session_id for holding in self._failing)
 
     @property
     def spawns(self) -> bool:

@@ -32,7 +32,7 @@ class Keeper(Protocol):
         """Whether this replica can start dev servers now."""
 
     def holds(self, session_id: SessionId) -> bool:
-        """Whether this replica runs the session, or is just registering it."""
+        """Whether this replica runs it, or is about to register it or to say that it failed."""
 
     async def put_to_sleep(self, session_id: SessionId, *, reason: str) -> None:
         """Stop the dev server of a session that runs here; the next request wakes it."""

@@ -69,6 +69,7 @@ class ScriptedSpawner:
 
     async def stop(self, session_id: SessionId, *, generation: int | None = None) -> None:
         self.stopped.append((session_id, generation))
+        self.news.set()
         await self.may_stop.wait()
         if generation in (None, self.running.get(session_id)):
             self.running.pop(session_id, None)

@@ -81,6 +81,20 @@ async def test_a_dev_server_that_exits_fails_its_session(start: Start) -> None:
     assert session.reason == "it exited with status 7"
 
 
+async def test_what_is_being_marked_as_failed_is_not_started_again_by_a_sweep(start: Start) -> None:
+    a = await start("a", lease_seconds=30)
+    await a.life.create(new_session())
+    await a.state(State.READY)
+    a.spawner.may_stop.clear()
+    a.spawner.reports[ID].exited("it was killed", "")
+    await a.spawner.until(lambda: bool(a.spawner.stopped))
+    await a.life._sweeper.sweep()
+    a.spawner.may_stop.set()
+    assert (await a.state(State.FAILED)).reason == "it was killed"
+    assert len(a.spawner.started) == 1
+    assert not a.life.holds(ID)
+
+
 async def test_an_edit_through_another_replica_reaches_the_owners_workspace(start: Start) -> None:
     a, b = await start("a"), await start("b")
     await a.life.create(new_session())
