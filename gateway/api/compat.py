@@ -75,10 +75,11 @@ class _Sources(_Older):
         package = self.packageJson
         if package is not None:
             # Callers of this shape send package.json in both places; the separate one counts.
-            text = package if isinstance(package, str) else json.dumps(package, indent=2)
             listed = [file for file in listed if file.path != "package.json"]
-            listed.append(SourceFile(path="package.json", content=text))
-        return CreateSession(id=session_id, files=listed)
+        if isinstance(package, str):
+            listed.append(SourceFile(path="package.json", content=package))
+            package = None
+        return CreateSession(id=session_id, files=listed, package_json=package)
 
 
 class _Preview(_Sources):

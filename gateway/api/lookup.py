@@ -61,6 +61,8 @@ def check_has_files(session: Session) -> None:
     """Raise BadRequest for a session without files of its own."""
     if session.recipe.target:
         raise BadRequest("a target session has no files here")
+    if session.reserved:
+        raise BadRequest("the session has no content yet: create it with its files first")
 
 
 def check_is_live(session: Session) -> None:

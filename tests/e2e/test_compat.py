@@ -198,6 +198,14 @@ async def test_a_request_for_a_preview_without_content_yet_waits_for_it(
     assert (await early).status == 200
 
 
+async def test_a_session_without_content_yet_has_no_files_to_edit(shared_pair: Pair) -> None:
+    created = await shared_pair.a.ask("POST", "/session/create", json={})
+    path = f"{SESSIONS}/{created.body['session_id']}/files"
+    for method, body in (("GET", None), ("PATCH", {"delete": ["a"]})):
+        answer = await shared_pair.b.ask(method, path, json=body)
+        assert "create it" in expect_problem(answer, 400, "bad_request")
+
+
 async def test_reserved_ids_outlive_the_sweeps_and_can_be_stopped(shared_pair: Pair) -> None:
     created = await shared_pair.a.ask("POST", "/session/create", json={})
     path = f"{SESSIONS}/{created.body['session_id']}"
