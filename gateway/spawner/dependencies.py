@@ -117,7 +117,7 @@ class Dependencies:
         await in_thread(_link_all, self.root / needs.key, app)
 
     async def stamp(self, key: str) -> Stamp | None:
-        """What changes when a cache entry is replaced; None if there is none."""
+        """What changes when a cache entry is replaced; None if none can be read."""
         return await in_thread(_stamp, self.root / key)
 
     async def close(self) -> None:
@@ -261,7 +261,7 @@ def _finish(folder: Path, entry: Path) -> None:
 def _stamp(entry: Path) -> Stamp | None:
     try:
         facts = entry.stat()
-    except FileNotFoundError:
+    except OSError:
         return None
     return facts.st_ino, facts.st_ctime_ns
 

@@ -107,6 +107,7 @@ class WarmPool:
         """Begin to keep processes, if the settings want any."""
         if self._settings.warm_pool:
             self._keeper = asyncio.create_task(self._keep(), name="warm pool")
+            self._keeper.add_done_callback(_log_failure)
 
     async def close(self) -> None:
         """End all processes that wait. Idempotent."""
@@ -278,6 +279,11 @@ class _Quiet:
 
     def exited(self, reason: str, log_tail: str) -> None:
         """Implements ``Reports``."""
+
+
+def _log_failure(task: asyncio.Task[None]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        log.error("no process is kept ready any more", exc_info=error)
 
 
 async def _wait(event: asyncio.Event, seconds: float | None) -> None:

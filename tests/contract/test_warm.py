@@ -192,6 +192,7 @@ async def test_a_process_that_dies_while_it_waits_is_replaced_and_nobody_gets_it
     assert job.base in await page_of(job, server)
     await pooled.until_waiting()
     assert pooled.waiting() != [waiting]
+    await pooled.spawner.stop(job.session_id)  # it may have got the workspace all the same
     await pooled.until(lambda: workspace not in workspaces(data_dir))
 
 
