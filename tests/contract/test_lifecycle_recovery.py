@@ -59,6 +59,23 @@ async def test_owners_register_again_what_an_emptied_registry_has_lost(
     assert a.spawner.stopped == b.spawner.stopped == []
 
 
+async def test_what_became_private_is_restored_private_and_what_was_revoked_stays_so(
+    start: Start, server: Server
+) -> None:
+    a, b = await start("a"), await start("b")
+    await a.life.create(new_session(creator="builder"))
+    await a.state(State.READY)
+    revoked = await b.registry.patch(ID, public=False, revoke=True)
+    # The owner takes notice of all changes in their order.
+    await b.life.edit(ID, write={"new.js": b"1"}, delete=[], base_revision=None)
+    await a.spawner.until(lambda: bool(a.spawner.written))
+    await server.ask("FLUSHALL")
+    await restored(b)
+    after = await b.registry.session(ID)
+    assert after is not None
+    assert (after.public, after.access, after.creator) == (False, revoked.access, "builder")
+
+
 async def test_an_owner_puts_right_a_record_that_fell_behind(start: Start, server: Server) -> None:
     a = await start("a")
     await a.life.create(new_session())
