@@ -88,9 +88,7 @@ class SessionApi:
         else:
             body = await parse_body(request, CreateSession, with_files=True)
             files = body.contents()
-        registered = await self._creation.create(
-            body, files, key=key, caller=caller_of(request)
-        )
+        registered = await self._creation.create(body, files, key=key, caller=caller_of(request))
         session = registered.session
         request[SESSION_ID] = session.id
         if wanted:
