@@ -181,13 +181,14 @@ class Relay:
         self._target = server.socket
         self._path = server.folder / "relay"
         self.url = f"unix://{self._path}"
-        self._lose: bytes | None = None
+        self._lose = b""
+        self._times = 0
         self.lost = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def lose_answer_to(self, part: bytes) -> None:
-        """Cut the connection instead of passing the answer to the next request with ``part``."""
-        self._lose = part
+    def lose_answer_to(self, part: bytes, *, times: int = 1) -> None:
+        """Cut the connection instead of passing the answer to the next requests with ``part``."""
+        self._lose, self._times = part, times
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Relay]:
@@ -213,8 +214,8 @@ class Relay:
 
         async def requests() -> None:
             while data := await reader.read(65536):
-                if self._lose and self._lose in data:
-                    self._lose = None
+                if self._times and self._lose in data:
+                    self._times -= 1
                     cut.set()
                 up_writer.write(data)
                 await up_writer.drain()
