@@ -115,6 +115,8 @@ class ValkeyProcess:
             "appendfsync": "everysec",
             "save": "",
             "maxmemory-policy": "noeviction",
+            # A stream takes up a whole node with its first entry: 4 KiB unless told otherwise.
+            "stream-node-max-bytes": "512",
             "always-show-logo": "no",
         }
         return [part for name, value in options.items() for part in (f"--{name}", value)]
