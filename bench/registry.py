@@ -1,0 +1,354 @@
+"""The registry: how fast changes reach all replicas, what one Valkey bears, what a session takes.
+
+Eight replicas, each a process of its own, and one embedded Valkey as a gateway starts it. Run with
+``python -m bench.registry [--quick] [--record]``: about a minute. Results go to
+``.bench/registry.json``, with ``--record`` to ``docs/registry.json`` and ``docs/consistency.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+import psutil
+
+from bench._replica import LEASE_SECONDS
+from bench.proxy import machine
+from bench.proxy.figures import percentile, shown
+from bench.proxy.peers import CACHE, ROOT
+from bench.proxy.running import Cores
+from gateway.registry.node import Node
+from gateway.registry.valkey_process import ValkeyProcess
+
+_BEGIN: Final = "<!-- figures: written by `python -m bench.registry --record` -->"
+_END: Final = "<!-- end of figures -->"
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How much is measured."""
+
+    replicas: int
+    changes: int
+    sessions: int
+    taken_over: int
+    wakes: int
+
+
+FULL: Final = Effort(replicas=8, changes=1000, sessions=10_000, taken_over=100, wakes=50)
+QUICK: Final = Effort(replicas=8, changes=100, sessions=1000, taken_over=100, wakes=10)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One figure. ``reach``: what it is to stay below."""
+
+    key: str
+    title: str
+    value: float
+    unit: str
+    reach: float | None = None
+
+    @property
+    def verdict(self) -> str:
+        """Whether it is where it is to be."""
+        if self.reach is None:
+            return ""
+        return "reached" if self.value < self.reach else "missed"
+
+
+class Process:
+    """One replica, seen from here."""
+
+    def __init__(self, name: str, process: asyncio.subprocess.Process) -> None:
+        self.name = name
+        self.process = process
+
+    async def ask(self, command: str, *arguments: Any) -> Any:
+        """The answer to one command."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps([command, *arguments]).encode() + b"\n")
+        return await self.answer()
+
+    async def answer(self) -> Any:
+        """The next line."""
+        assert self.process.stdout is not None
+        async with asyncio.timeout(60):
+            return json.loads(await self.process.stdout.readline())
+
+
+@asynccontextmanager
+async def replica(name: str, url: str) -> AsyncIterator[Process]:
+    """A replica that is linked to the registry."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "bench._replica", name, url),
+        cwd=ROOT,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        limit=2**26,
+    )
+    try:
+        found = Process(name, process)
+        await found.answer()
+        yield found
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+class Valkey:
+    """The server, and what it has used up."""
+
+    def __init__(self, socket: Path, pid: int) -> None:
+        self.url = f"unix://{socket}"
+        self._node = Node(self.url, None, limit_seconds=5)
+        self._process = psutil.Process(pid)
+
+    async def memory(self) -> int:
+        """Bytes in use."""
+        (text,) = await self._node.ask(("INFO", "memory"), limit_seconds=5)
+        facts = dict(line.split(b":", 1) for line in text.split(b"\r\n") if b":" in line)
+        return int(facts[b"used_memory"])
+
+    def cpu(self) -> float:
+        """Seconds."""
+        times = self._process.cpu_times()
+        return times.user + times.system
+
+    async def close(self) -> None:
+        """Let go of the connection."""
+        await self._node.close()
+
+
+@asynccontextmanager
+async def valkey() -> AsyncIterator[Valkey]:
+    """The embedded server, with the gateway's options: on disk every second."""
+    folder = Path(tempfile.mkdtemp(prefix="bench-registry-"))
+    process = ValkeyProcess(folder)
+    process.start()
+    try:
+        socket = await process.ready(limit_seconds=10)
+        server = Valkey(socket, int((folder / "server.pid").read_text()))
+        yield server
+        await server.close()
+    finally:
+        await process.stop(limit_seconds=10)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def divided(ids: list[str], among: int) -> list[list[str]]:
+    """The ids in so many parts."""
+    return [ids[n::among] for n in range(among)]
+
+
+async def measure_load(members: list[Process], server: Valkey, effort: Effort) -> list[Measured]:
+    """Registrations, misses, memory."""
+    ids = [f"session-{n:08}" for n in range(effort.sessions)]
+    parts = list(zip(members, divided(ids, len(members)), strict=True))
+    memory, cpu, started = await server.memory(), server.cpu(), time.monotonic()
+    await asyncio.gather(*(member.ask("register", part) for member, part in parts))
+    seconds, create_cpu = time.monotonic() - started, server.cpu() - cpu
+    cpu = server.cpu()
+    await asyncio.gather(*(member.ask("settle", part) for member, part in parts))
+    move_cpu = server.cpu() - cpu
+    per_session = (await server.memory() - memory) / effort.sessions
+
+    async with replica("late", server.url) as late:
+        cpu = server.cpu()
+        read = await late.ask("read", ids)
+        miss_cpu = server.cpu() - cpu
+    count = effort.sessions
+    return [
+        Measured("creates", f"registrations, {len(members)} replicas", count / seconds, "1/s"),
+        Measured("create-cpu", "Valkey's CPU per registration", create_cpu / count * 1e6, "us"),
+        Measured(
+            "move-cpu", "Valkey's CPU per start (2 moves, 1 read)", move_cpu / count * 1e6, "us"
+        ),
+        Measured("misses", "route misses, one replica", count / read["seconds"], "1/s"),
+        Measured("miss-cpu", "Valkey's CPU per route miss", miss_cpu / count * 1e6, "us"),
+        Measured("session-bytes", "Redis memory per ready session", per_session, "B", 2048),
+        Measured(
+            "route-bytes", "replica memory per cached route", read["bytes"] / count, "B", 1024
+        ),
+    ]
+
+
+async def measure_push(
+    members: list[Process], server: Valkey, effort: Effort, *, key: str = "push"
+) -> list[Measured]:
+    """From the beginning of a change on one replica to its place in every route table."""
+    (session_id,) = ids = [f"pushed-{key}"]
+    await members[0].ask("register", ids)
+    for member in members:
+        await member.ask("read", ids)
+        await member.ask("versions")
+    changes = {}
+    cpu = server.cpu()
+    for number in range(effort.changes):
+        started, version = await members[number % len(members)].ask("change", session_id, number)
+        changes[version] = started
+    cpu = server.cpu() - cpu
+    await asyncio.sleep(0.2)  # for the last one, should a push be slow; it is missed then
+    last: dict[int, list[float]] = {version: [] for version in changes}
+    for member in members:
+        for version, _, _, at in (await member.ask("versions")).get(session_id, []):
+            if version in last:
+                last[version].append(at - changes[version])
+    assert all(len(heard) == len(members) for heard in last.values()), "a push was lost"
+    slowest = [max(heard) * 1000 for heard in last.values()]
+    title = f"change on one, visible on all {len(members)}"
+    return [
+        Measured(f"{key}-p50", f"{title}: p50", percentile(slowest, 50), "ms"),
+        Measured(f"{key}-p99", f"{title}: p99", percentile(slowest, 99), "ms", 10),
+        Measured(f"{key}-max", f"{title}: worst of {effort.changes}", max(slowest), "ms"),
+        Measured(
+            f"{key}-cpu",
+            f"Valkey's CPU per change, {len(members)} listen",
+            cpu / effort.changes * 1e6,
+            "us",
+        ),
+    ]
+
+
+async def measure_lives(members: list[Process], effort: Effort) -> list[Measured]:
+    """Wakes, and a replica that is killed."""
+    for member in members:
+        await member.ask("live")
+    ids = [f"lived-{n:04}" for n in range(effort.taken_over)]
+    victim, *others = members
+    await victim.ask("create", ids)
+    wakes = []
+    for number in range(effort.wakes):
+        asked = others[number % len(others)]
+        session_id = f"asleep-{number:04}"
+        await others[0].ask("create", [session_id])
+        generation = await others[0].ask("sleep", session_id)
+        wakes.append(await asked.ask("wake", session_id, generation) * 1000)
+    await others[0].ask("read", ids)  # a route table takes pushes of what it knows
+    await others[0].ask("versions")
+    killed = time.monotonic()
+    victim.process.kill()
+    ready: dict[str, float] = {}
+    async with asyncio.timeout(60):
+        while len(ready) < len(ids):
+            await asyncio.sleep(0.2)
+            for heard_id, heard in (await others[0].ask("versions")).items():
+                for _, state, owner, at in heard:
+                    if heard_id in ids and state == "ready" and owner != victim.name:
+                        ready.setdefault(heard_id, at)
+    first, last = min(ready.values()) - killed, max(ready.values()) - killed
+    count = len(ids)
+    return [
+        Measured(
+            "wake-p50", "wake, without the dev server's start: p50", percentile(wakes, 50), "ms"
+        ),
+        Measured(
+            "wake-p99", "wake, without the dev server's start: p99", percentile(wakes, 99), "ms"
+        ),
+        Measured(
+            "takeover",
+            f"kill to the first of {count} taken over (lease {LEASE_SECONDS:g} s)",
+            first,
+            "s",
+        ),
+        Measured("takeover-all", f"from there to all {count} ready elsewhere", last - first, "s"),
+    ]
+
+
+async def run(effort: Effort) -> list[Measured]:
+    """Everything, on a server of its own for each part."""
+    found: list[Measured] = []
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(valkey())
+        members = [
+            await stack.enter_async_context(replica(f"replica-{n}", server.url))
+            for n in range(effort.replicas)
+        ]
+        found += await measure_push(members, server, effort)
+        # Two points more for the line of bench/scale.py.
+        for few in (2, 4):
+            found += [
+                figure
+                for figure in await measure_push(members[:few], server, effort, key=f"push{few}")
+                if figure.key.endswith("-cpu")
+            ]
+        found += await measure_load(members, server, effort)
+    async with AsyncExitStack() as stack:
+        server = await stack.enter_async_context(valkey())
+        members = [
+            await stack.enter_async_context(replica(f"replica-{n}", server.url)) for n in range(3)
+        ]
+        found += await measure_lives(members, effort)
+    return found
+
+
+def as_json(found: list[Measured], described: dict[str, str]) -> dict[str, Any]:
+    """The whole run."""
+    return {
+        "taken_at": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "machine": described,
+        "figures": {
+            figure.key: {
+                "title": figure.title,
+                "value": figure.value,
+                "unit": figure.unit,
+                "reach": figure.reach,
+                "verdict": figure.verdict,
+            }
+            for figure in found
+        },
+    }
+
+
+def markdown(results: dict[str, Any]) -> str:
+    """One table."""
+    lines = [f"Measured on {results['taken_at']}.", ""]
+    lines += [f"- {name}: {text}" for name, text in results["machine"].items()]
+    lines += ["", "| | measured | to stay below | |", "|---|---:|---:|---|"]
+    for figure in results["figures"].values():
+        reach = "" if figure["reach"] is None else f"{figure['reach']:,} {figure['unit']}"
+        value = f"{shown(figure['value'])} {figure['unit']}"
+        lines.append(f"| {figure['title']} | {value} | {reach} | {figure['verdict']} |")
+    return "\n".join(lines) + "\n"
+
+
+def record(results: dict[str, Any], docs: Path) -> None:
+    """Put the run into the documentation."""
+    (docs / "registry.json").write_text(json.dumps(results, indent=1) + "\n")
+    page = docs / "consistency.md"
+    before, _, rest = page.read_text().partition(_BEGIN)
+    _, _, after = rest.partition(_END)
+    page.write_text(f"{before}{_BEGIN}\n\n{markdown(results)}\n{_END}{after}")
+
+
+def main() -> None:
+    """Entry."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a tenth of it all")
+    parser.add_argument("--record", action="store_true", help="write the figures into docs/")
+    options = parser.parse_args()
+    described = machine.describe(Cores.of_this_machine())
+    described.pop("pinned")  # replicas and server share all cores
+    found = asyncio.run(run(QUICK if options.quick else FULL))
+    results = as_json(found, described)
+    print(markdown(results))
+    CACHE.mkdir(exist_ok=True)
+    (CACHE / "registry.json").write_text(json.dumps(results, indent=1) + "\n")
+    if options.record:
+        record(results, ROOT / "docs")
+
+
+if __name__ == "__main__":
+    main()
