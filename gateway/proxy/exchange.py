@@ -41,10 +41,14 @@ class BadUpstreamResponse(GatewayError):
 class Exchange:
     """A request under way on a client connection."""
 
+    #: How many interim responses have come. Not set before the first: hardly any request has one.
+    _interims: int
+
     __slots__ = (
         "_chunked",
         "_early",
         "_fresh",
+        "_interims",
         "_keep_alive",
         "_out",
         "_pool",
@@ -331,10 +335,17 @@ class Exchange:
                 if event and self.head.method != b"HEAD":
                     out.append(heads.chunk(event) if self._chunked else event)
             elif type(event) is ResponseHead:
-                if event.status == 101:
+                if event.status >= 200:
+                    self._relay_head(event, out)
+                elif event.status == 101:
                     self._switch(event, out)
                     return
-                self._relay_head(event, out)
+                elif self._is_interim_too_many():
+                    self._write(out)
+                    self._broken(Malformed(502, http1.TOO_MANY_INTERIM))
+                    return
+                else:
+                    self._relay_interim(event, out)
             elif type(event) is tuple:
                 last = heads.last_chunk(event)
             else:
@@ -351,19 +362,27 @@ class Exchange:
         if out:
             self.client.write(out[0] if len(out) == 1 else b"".join(out))
 
+    def _is_interim_too_many(self) -> bool:
+        try:
+            self._interims += 1
+        except AttributeError:
+            self._interims = 1
+        return self._interims > http1.MAX_INTERIM
+
+    def _relay_interim(self, response: ResponseHead, out: list[bytes]) -> None:
+        self.client.put_off_deadline()
+        # RFC 9110 15.2: interim responses are passed on, but never to a HTTP/1.0 client.
+        if not self.head.http10:
+            self.plane.profile.put_right(response, self.place, self.head, self._pool)
+            out.append(
+                heads.response_head(
+                    response, extra=self.plane.replica_field, connection=b"", chunked=False
+                )
+            )
+
     def _relay_head(self, response: ResponseHead, out: list[bytes]) -> None:
         head = self.head
         self.plane.profile.put_right(response, self.place, head, self._pool)
-        if response.status < 200:
-            self.client.put_off_deadline()
-            # RFC 9110 15.2: interim responses are passed on, but never to a HTTP/1.0 client.
-            if not head.http10:
-                out.append(
-                    heads.response_head(
-                        response, extra=self.plane.replica_field, connection=b"", chunked=False
-                    )
-                )
-            return
         self._response = response
         self.answered = True
         # The rest of an unfinished upload is not worth its bytes: the connection ends instead.

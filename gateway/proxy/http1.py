@@ -559,11 +559,18 @@ class ResponseParser(_MessageParser):
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
         head = self._head
+        if not isinstance(head, ResponseHead):
+            return
         # An answer to HEAD announces content and has none, and no interim response has any
         # (RFC 9112 6.3); of these llhttp knows 100 to 103.
-        if isinstance(head, ResponseHead) and (
-            (self._bodyless and head.content_length != 0) or 103 < head.status < 200
-        ):
+        if head.status < 200:
+            # What was read together with it is interim responses, too, each with its end.
+            if len(self.events) > 2 * MAX_INTERIM:
+                raise Refusal(502, TOO_MANY_INTERIM)
+            is_skipped = head.status > 103
+        else:
+            is_skipped = self._bodyless and head.content_length != 0
+        if is_skipped:
             self._skipped = head
             self._end()
 
@@ -632,6 +639,10 @@ class ResponseParser(_MessageParser):
         )
 
 
+#: Interim responses (RFC 9110 15.2) to one request. Each takes up far more memory than its bytes,
+#: and puts the deadline of the final response off.
+MAX_INTERIM: Final = 100
+TOO_MANY_INTERIM: Final = f"more than {MAX_INTERIM} interim responses to one request"
 _VERSIONS: Final = ("1.1", "1.0")
 _BLANK_LINE: Final = b"\r\n\r\n"
 _EMPTY: Final = (204, 304)

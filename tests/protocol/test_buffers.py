@@ -8,12 +8,14 @@ architecture document has the sum.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import tracemalloc
 from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
+from gateway.proxy.http1 import MAX_INTERIM
 from tests.protocol.harness import ACCEPTED, Client, Gateway, Peer, Server, eventually
 
 CONNECTIONS = 6
@@ -26,6 +28,8 @@ CHUNKED = b"Transfer-Encoding: chunked"
 #: One object for all, so that senders hold nothing of their own.
 PLAIN = b"x" * 10_000_000
 TINY_CHUNKS = b"1\r\nx\r\n" * 1_700_000
+TINY_INTERIM = b"HTTP/1.1 103 \r\n\r\n" * 31_000
+LONG_INTERIM = (b"HTTP/1.1 103 \r\nX-N: " + b"x" * 60_000 + b"\r\n\r\n") * 10
 
 Open = Callable[[Gateway, Server], Awaitable[tuple[Peer, Peer]]]
 
@@ -46,6 +50,11 @@ def download(framing: bytes) -> Open:
         return peer, client
 
     return opened
+
+
+async def asked(gateway: Gateway, dev: Server) -> tuple[Peer, Peer]:
+    client, peer = await requested(gateway, dev)
+    return peer, client
 
 
 def upload(framing: bytes) -> Open:
@@ -99,6 +108,7 @@ def allocated() -> int:
         pytest.param(download(LENGTH), PLAIN, id="download"),
         pytest.param(download(b""), PLAIN, id="download until close"),
         pytest.param(download(CHUNKED), TINY_CHUNKS, id="download of tiny chunks"),
+        pytest.param(asked, LONG_INTERIM, id="interim responses"),
         pytest.param(upload(LENGTH), PLAIN, id="upload"),
         pytest.param(upload(CHUNKED), TINY_CHUNKS, id="upload of tiny chunks"),
         pytest.param(tunnel(up=False), PLAIN, id="tunnel down"),
@@ -119,6 +129,21 @@ async def test_fault_16_a_receiver_that_takes_nothing_holds_a_bounded_amount(
     held = await settled(gateway)
     assert held <= CONNECTIONS * HELD_BYTES
     assert allocated() - before <= CONNECTIONS * HELD_BYTES + OTHER_BYTES
+
+
+async def test_fault_16_a_flood_of_interim_responses_is_not_taken_apart(gateway: Gateway) -> None:
+    """A read of 256 KiB holds 15,000 heads: megabytes of objects, and of fields added to them."""
+    dev = await gateway.preview()
+    client, peer = await requested(gateway, dev)
+    before = allocated()
+    tracemalloc.reset_peak()
+    peer.send(TINY_INTERIM)
+    for _ in range(MAX_INTERIM):
+        assert (await client.response_head()).status == 103
+    assert (await client.response()).status == 502
+    with contextlib.suppress(ConnectionResetError):  # nobody read all of it
+        assert await peer.rest() == b""
+    assert tracemalloc.get_traced_memory()[1] - before <= HELD_BYTES + OTHER_BYTES
 
 
 async def test_fault_16_uploads_that_wait_for_their_route_hold_a_bounded_amount(

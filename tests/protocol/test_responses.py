@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 
 import pytest
 
+from gateway.proxy.http1 import MAX_INTERIM
 from gateway.session import State
 from tests.protocol.conftest import Start
 from tests.protocol.harness import BASE, Client, Gateway, Peer, Server, eventually, session
@@ -646,11 +648,43 @@ async def test_a_504_of_the_dev_servers_own_passes(gateway: Gateway) -> None:
 
 
 @pytest.mark.parametrize("status", [100, 102, 103, 199])
-async def test_any_number_of_interim_responses_may_come(gateway: Gateway, status: int) -> None:
+@pytest.mark.parametrize("parts", [1, 2])
+async def test_a_hundred_interim_responses_may_come(
+    gateway: Gateway, status: int, parts: int
+) -> None:
+    """To each request, and however they arrive."""
+    interim = b"HTTP/1.1 %d Wait\r\nX-N: 1\r\n\r\n" % status
+    client, peer = await asked(gateway)
+    for _ in range(2):
+        for _ in range(parts):
+            peer.send(interim * (MAX_INTERIM // parts))
+            for _ in range(MAX_INTERIM // parts):
+                assert (await client.response_head()).status == status
+        peer.send(HELLO)
+        assert (await client.response()).body == b"hello"
+        client.get(b"next")
+        await peer.head()
+    peer.send(interim * MAX_INTERIM + HELLO)
+    assert (await client.response()).body == b"hello"
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+@pytest.mark.parametrize("status", [103, 199])
+async def test_one_more_interim_response_is_a_bad_answer(
+    gateway: Gateway, status: int, parts: int
+) -> None:
     client, peer = await asked(gateway)
     interim = b"HTTP/1.1 %d Wait\r\nX-N: 1\r\n\r\n" % status
-    peer.send(interim * 500 + HELLO)
-    for _ in range(500):
+    first = MAX_INTERIM if parts == 2 else 0
+    peer.send(interim * first)
+    for _ in range(first):
         assert (await client.response_head()).status == status
-    assert (await client.response()).body == b"hello"
-    await again(client, peer)
+    peer.send(interim * (MAX_INTERIM + 1 - first) + HELLO)
+    for _ in range(MAX_INTERIM - first):
+        assert (await client.response_head()).status == status
+    response = await client.response_head()
+    assert response.status == 502
+    body = json.loads(await client.exactly(int(response.fields["content-length"])))
+    assert body["code"] == "bad_upstream_response"
+    assert "more than 100 interim responses" in body["detail"]
+    assert await peer.rest() == b""
