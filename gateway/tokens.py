@@ -24,6 +24,8 @@ log: Final = logging.getLogger(__name__)
 #: How often a file of tokens is looked at, at most.
 _LOOK_SECONDS: Final = 1.0
 _SHORTEST: Final = 16
+#: What ``POST .../tokens`` issues: session, access, and the expiry with a signature.
+SESSION_TOKEN: Final = re.compile(r"([a-z0-9-]{8,40})\.([0-9]{1,20})\.([0-9]+\.[\w-]+)", re.ASCII)
 _SCOPED: Final = re.compile(r"(admin|create):([A-Za-z0-9._-]{1,64}):(.+)", re.DOTALL)
 
 

@@ -7,7 +7,6 @@ the same words.
 from __future__ import annotations
 
 import asyncio
-import re
 import time
 from typing import Final
 
@@ -21,7 +20,7 @@ from gateway.registry.base import Registry
 from gateway.session import Session, SessionId, is_session_id
 from gateway.settings import Settings
 from gateway.signing import Signer
-from gateway.tokens import ANYBODY, Caller, Scope, Tokens
+from gateway.tokens import ANYBODY, SESSION_TOKEN, Caller, Scope, Tokens
 
 CALLER: Final = web.RequestKey("caller", Caller)
 #: Asked for without a token: health, and what the data plane (which has checked access) asks.
@@ -31,7 +30,6 @@ _ONE: Final = "/api/v1/sessions/{id}"
 _STREAMS: Final = frozenset({_ONE + "/events", "/api/v1/interview/{id}/stream"})
 #: What a session token is good for.
 _READABLE: Final = frozenset({_ONE, _ONE + "/events", _ONE + "/logs"})
-_SESSION_TOKEN: Final = re.compile(r"([a-z0-9-]{8,40})\.([0-9]{1,20})\.([0-9]+\.[\w-]+)", re.ASCII)
 _HOW: Final = "send one of GATEWAY_API_TOKENS as Authorization: Bearer ..."
 _NO_TICKET: Final = (
     "?token= takes an unused ticket from POST .../ticket, no older than 30 s, and never an API "
@@ -100,7 +98,7 @@ class Gate:
 
     async def _session_reader(self, token: str) -> Caller | None:
         """Who has a token for one session, which must be as it was when the token was issued."""
-        match = _SESSION_TOKEN.fullmatch(token)
+        match = SESSION_TOKEN.fullmatch(token)
         if match is None:
             return None
         session_id, access = SessionId(match[1]), int(match[2])

@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from gateway.proxy.http1 import RequestHead
-from gateway.tokens import Caller, Tokens
+from gateway.tokens import SESSION_TOKEN, Caller, Tokens
 
 SAFE_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})
 _MAX_HOSTS: Final = 1024
@@ -43,11 +43,8 @@ class Access:
 
     def caller(self, head: RequestHead) -> Caller | None:
         """Whose token of the gateway's own the request carries, if any."""
-        authorization = head.special.get(b"authorization")
-        if not authorization or not self._tokens.asked_for:
-            return None
-        scheme, _, token = authorization.partition(b" ")
-        return self._tokens.caller(token.strip()) if scheme.lower() == b"bearer" else None
+        token = _bearer_token(head) if self._tokens.asked_for else b""
+        return self._tokens.caller(token) if token else None
 
     def origin_allowed(self, head: RequestHead) -> bool:
         """Whether the page that made the request may make it.
@@ -92,6 +89,19 @@ class Access:
         except ValueError:
             return False
         return True
+
+
+def has_session_token(head: RequestHead) -> bool:
+    """Whether the request carries what looks like a token for one session, good or not."""
+    return SESSION_TOKEN.fullmatch(_bearer_token(head).decode("latin-1")) is not None
+
+
+def _bearer_token(head: RequestHead) -> bytes:
+    """The token of ``Authorization: Bearer`` (RFC 6750 2.1), empty without one."""
+    # Servers differ in which white space they take for the one SP: all is taken here, so that no
+    # token is passed on to a dev server that would read it.
+    words = head.special.get(b"authorization", b"").split(None, 1)
+    return words[1].strip() if len(words) == 2 and words[0].lower() == b"bearer" else b""
 
 
 def host_name(authority: bytes) -> bytes:

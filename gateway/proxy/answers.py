@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from gateway.errors import Forbidden, GatewayError, SessionNotFound
@@ -20,6 +20,8 @@ _PAGE_FIELDS: Final = (
     ),
     ("X-Content-Type-Options", "nosniff"),
 )
+#: The WebSocket that is spoken here.
+_WEBSOCKET_FIELDS: Final = (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +53,14 @@ def problem(
     members = {"title": title, "status": status, "code": code, "detail": detail, **extra}
     body = json.dumps(members).encode()
     return Answer(status, body, "application/problem+json", (), retry_after)
+
+
+def refused(status: int, message: str) -> Answer:
+    """For bytes that are no request; 426 says what would be one (RFC 6455 4.4)."""
+    if status == 426:
+        answer = problem(status, "upgrade_required", "Upgrade required", message)
+        return replace(answer, fields=_WEBSOCKET_FIELDS)
+    return problem(status, "malformed_request", "Malformed request", message)
 
 
 def redirect(location: str) -> Answer:

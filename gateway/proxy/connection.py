@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from gateway.errors import SessionNotFound
 from gateway.proxy import answers, deadlines, heads, tcp, viewers
+from gateway.proxy.access import has_session_token
 from gateway.proxy.answers import Answer
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.http1 import END, Malformed, RequestHead, RequestParser
@@ -254,7 +255,8 @@ class ClientConnection(Sender):
         exchange = self.exchange = Exchange(self, head, place)
         if b"authorization" in head.special:
             caller = exchange.caller = self.plane.access.caller(head)
-            if caller is not None and place.session_id is not None and place.reserved is None:
+            is_own = caller is not None or has_session_token(head)
+            if is_own and place.session_id is not None and place.reserved is None:
                 # The gateway's own tokens are for the gateway only.
                 del head.special[b"authorization"]
         if not self._turned_away(exchange):
@@ -308,11 +310,7 @@ class ClientConnection(Sender):
             exchange.cancel()
             self.exchange = None
         self._receiving = self.closing_soon = True
-        self.answer(
-            answers.problem(
-                malformed.status, "malformed_request", "Malformed request", malformed.message
-            )
-        )
+        self.answer(answers.refused(malformed.status, malformed.message))
 
     # -- answers ---------------------------------------------------------------------------------
 

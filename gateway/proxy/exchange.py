@@ -495,7 +495,7 @@ class Exchange:
         if not (self._request_complete or self.upstream_blocked):
             if b"expect" not in head.special or client.content_parts:
                 return deadlines.CLIENT_SENDS, client.content_parts
-        elif head.special.get(b"accept") == b"text/event-stream":
+        elif http1.accepts_events(head):
             # Some servers send the head with the first event, whenever that is.
             return deadlines.NOBODY, 0
         return deadlines.UPSTREAM, tcp.progress(upstream.transport)

@@ -100,6 +100,9 @@ def simple_response(
 ) -> bytes:
     """A whole response of the gateway's own."""
     phrase = HTTPStatus(status).phrase
+    options = ["Upgrade"] if status == 426 else []  # RFC 9110 7.8, 15.5.22
+    if not keep_alive:
+        options.append("close")
     lines = [
         f"HTTP/1.1 {status} {phrase}",
         f"Content-Type: {content_type}",
@@ -107,8 +110,8 @@ def simple_response(
         "Cache-Control: no-store",
         *(f"{name}: {value}" for name, value in fields),
     ]
-    if not keep_alive:
-        lines.append("Connection: close")
+    if options:
+        lines.append("Connection: " + ", ".join(options))
     head = "\r\n".join(lines).encode("latin-1", "replace") + b"\r\n\r\n"
     return head if to_head else head + body
 

@@ -490,6 +490,8 @@ class RequestParser(_MessageParser):
         elif not is_host(host):
             raise Refusal(400, "the Host field is no host name with an optional port")
         chunked, length = _framing(special, version)
+        if version == "1.0":
+            special.pop(b"expect", None)  # to be ignored (RFC 9110 10.1.1)
         upgrade = b""
         # RFC 9110 7.8: an Upgrade from a HTTP/1.0 client is ignored.
         if version == "1.1" and llhttp.should_upgrade():
@@ -704,7 +706,11 @@ def _keeps_alive(llhttp: Any, special: dict[bytes, bytes], version: str) -> bool
 
 
 #: A host name or an IP literal, and a port (RFC 9110 7.2; without RFC 3986's exotic characters).
-_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]+|\[([0-9A-Fa-f:.]+)\])(?::[0-9]{0,5})?")
+#: Of the labels of a name only the last, the root's, may be empty.
+_HOST: Final = re.compile(
+    rb"(?:[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*\.?|\[([0-9A-Fa-f:.]+)\])(?::([0-9]{0,5}))?"
+)
+_MAX_PORT: Final = 65535
 _MAX_HOST: Final = 262  # 255 of a name, 6 of a port
 _REASON: Final = re.compile(rb"[\t \x21-\x7e\x80-\xff]*")
 #: Brings a new llhttp to where it awaits the first chunk.
@@ -715,7 +721,7 @@ _CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunke
 def is_host(value: bytes) -> bool:
     """Whether a Host field may have this value: a name or an IP literal, perhaps with a port."""
     host = _HOST.fullmatch(value)
-    if host is None or len(value) > _MAX_HOST:
+    if host is None or len(value) > _MAX_HOST or int(host[2] or b"0") > _MAX_PORT:
         return False
     return not host[1] or _is_ipv6(host[1].decode())
 
@@ -742,8 +748,11 @@ def _check_handshake(method: bytes, special: dict[bytes, bytes]) -> None:
         key = b""
     if method != b"GET" or len(key) != 16:
         raise Refusal(400, "a WebSocket handshake is a GET with a Sec-WebSocket-Key of 16 bytes")
-    if special.get(b"sec-websocket-version") != b"13":
-        raise Refusal(400, "the only Sec-WebSocket-Version spoken here is 13 (RFC 6455)")
+    version = special.get(b"sec-websocket-version")
+    if version != b"13":
+        # A client of another version can try again with this one; one without any is no client.
+        status = 426 if version else 400
+        raise Refusal(status, "the only Sec-WebSocket-Version spoken here is 13 (RFC 6455)")
 
 
 def is_websocket(upgrade: bytes) -> bool:
@@ -769,6 +778,13 @@ def wants_page(head: RequestHead) -> bool:
     if mode is not None:
         return mode == b"navigate"
     return b"text/html" in head.special.get(b"accept", b"")
+
+
+def accepts_events(head: RequestHead) -> bool:
+    """Whether an event stream is among what the client takes, in whichever words."""
+    accept = head.special.get(b"accept", b"").lower()
+    ranges = (element.partition(b";")[0] for element in accept.split(b","))
+    return any(media.strip(WHITESPACE) == b"text/event-stream" for media in ranges)
 
 
 def _anything(_: bytes) -> bool:

@@ -92,7 +92,7 @@ _REQUEST_LINE: Final = re.compile(rb"([^ ]+) ([\x21\x22\x24-\x7e]+) (HTTP/1\.[01
 _STATUS_LINE: Final = re.compile(rb"(HTTP/1\.[01]) ([1-9][0-9]{2})(?: ([\t\x20-\x7e\x80-\xff]*))?")
 #: RFC 9110 7.2 and RFC 3986 3.2.2: a registered name or an IP literal, and a port.
 _HOST: Final = re.compile(
-    rb"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*|\[([0-9A-Fa-f:.]+)\])(?::[0-9]*)?"
+    rb"(?:(?:[A-Za-z0-9._~!$&'()*+,;=-]|%[0-9A-Fa-f]{2})*|\[([0-9A-Fa-f:.]+)\])(?::([0-9]*))?"
 )
 _PLAIN_HOST: Final = re.compile(rb"(?:[A-Za-z0-9._-]{1,250}|\[[^]]{1,50}\])(?::[0-9]{0,5})?")
 _CODING_AND_TAB: Final = re.compile(rb"transfer-encoding:.*\t *", re.IGNORECASE)
@@ -350,6 +350,12 @@ def _check_host(message: Message) -> None:
             ipaddress.IPv6Address(host[1].decode())
         except ValueError as exc:
             raise _RefusedError(f"not an address: {values[0]!r}") from exc
+    # RFC 1034 3.1: of the labels of a name only the last, the root's, is empty.
+    if host[1] is None and (b".." in values[0] or values[0].startswith(b".")):
+        raise _RefusedError(f"an empty label: {values[0]!r}")
+    port = (host[2] or b"").lstrip(b"0")
+    if len(port) > 5 or int(port or b"0") > 65535:
+        raise _RefusedError(f"not a port: {values[0]!r}")
     if not _PLAIN_HOST.fullmatch(values[0]):
         message.refusable = "a Host that no DNS name is like"
 

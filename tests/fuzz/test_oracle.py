@@ -48,6 +48,12 @@ def test_close_ends_a_connection(line: bytes, keeps: bool) -> None:
         GET + b"Host: a\r\n\r\n",
         GET.replace(b": a", b": a b") + b"\r\n",
         GET.replace(b": a", b": [:::]") + b"\r\n",
+        GET.replace(b": a", b": a:65536") + b"\r\n",
+        GET.replace(b": a", b": [::1]:99999") + b"\r\n",
+        GET.replace(b": a", b": a..b") + b"\r\n",
+        GET.replace(b": a", b": .a") + b"\r\n",
+        GET.replace(b": a", b": a..") + b"\r\n",
+        GET.replace(b": a", b": .") + b"\r\n",
         GET + b"X : a\r\n\r\n",
         GET + b"X: a\r\n b\r\n\r\n",
         GET + b"X: a\0\r\n\r\n",
@@ -70,6 +76,12 @@ def test_close_ends_a_connection(line: bytes, keeps: bool) -> None:
 )
 def test_what_breaks_a_rule_is_refused(data: bytes) -> None:
     assert oracle.requests(data).end is End.REFUSED
+
+
+@pytest.mark.parametrize("host", [b"a.b", b"a.b.", b"a:65535", b"[::1]:65535", b"a.:80", b"a:"])
+def test_a_host_that_is_one_is_accepted(host: bytes) -> None:
+    reading = oracle.requests(GET.replace(b": a", b": " + host) + b"\r\n")
+    assert (reading.end, reading.messages[0].refusable) == (End.COMPLETE, "")
 
 
 def test_an_upgrade_hands_over_the_rest() -> None:

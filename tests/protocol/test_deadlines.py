@@ -284,10 +284,21 @@ async def test_fault_24_a_response_that_has_begun_may_be_silent(start: Start, he
     await never(client.reader.read(1), SHORT + 2 * LATE)
 
 
-async def test_fault_24_an_event_stream_may_be_silent_from_the_start(start: Start) -> None:
+@pytest.mark.parametrize(
+    "accept",
+    [
+        (b"Accept: text/event-stream",),
+        (b"Accept: application/json, text/event-stream;q=0.9",),
+        (b"Accept: Text/Event-Stream ; charset=utf-8",),
+        (b"Accept: application/json", b"Accept: text/event-stream"),
+    ],
+)
+async def test_fault_24_an_event_stream_may_be_silent_from_the_start(
+    start: Start, accept: tuple[bytes, ...]
+) -> None:
     """Some servers send its head with the first event."""
     gateway = await start(response_timeout_seconds=SHORT)
-    client, peer = await asked(gateway, b"Accept: text/event-stream")
+    client, peer = await asked(gateway, *accept)
     await never(client.reader.read(1), SHORT + 2 * LATE)
     peer.send(OK + b"\r\ndata: 1\n\n")
     assert (await client.response_head()).status == 200

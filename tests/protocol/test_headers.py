@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+
 import pytest
 
 from tests.protocol.conftest import Start
@@ -166,6 +168,93 @@ async def test_a_dev_servers_fields_of_one_connection_end_here(
     gateway: Gateway, field: bytes
 ) -> None:
     assert await (await talk(gateway)).sees(field, b"X-C: kept") == [b"X-C: kept"]
+
+
+#: A gzip stream, which no reading as text leaves as it is.
+ZIPPED = gzip.compress(bytes(range(256)) * 8, mtime=0)
+
+
+@pytest.mark.parametrize(
+    ("asking", "status", "answering", "content"),
+    [
+        (
+            (b"Range: bytes=2-5, 9-", b'If-Range: "v1"'),
+            b"206 Partial Content",
+            (b"Content-Range: bytes 2-5/100", b"Accept-Ranges: bytes", b'ETag: "v1"'),
+            b"\x00\xff\r\n",
+        ),
+        (
+            (b"Range: bytes=900-",),
+            b"416 Range Not Satisfiable",
+            (b"Content-Range: bytes */100",),
+            b"",
+        ),
+        (
+            (b"Accept-Encoding: gzip, br;q=0.8",),
+            b"200 OK",
+            (b"Content-Encoding: gzip", b"Vary: Accept-Encoding, Origin", b'ETag: W/"v,2"'),
+            ZIPPED,
+        ),
+        (
+            (
+                b'If-None-Match: W/"v,2", "v1"',
+                b"If-Modified-Since: Sat, 29 Oct 1994 19:43:31 GMT",
+                b"Cache-Control: max-age=0",
+            ),
+            b"304 Not Modified",
+            (
+                b'ETag: W/"v,2"',
+                b"Vary: Accept-Encoding",
+                b"Last-Modified: Sat, 29 Oct 1994 19:43:31 GMT",
+                b"Cache-Control: max-age=31536000,immutable",
+                b"Expires: 0",
+            ),
+            b"",
+        ),
+        (
+            (b'If-Match: "v1"', b"If-Unmodified-Since: Sat, 29 Oct 1994 19:43:31 GMT"),
+            b"412 Precondition Failed",
+            (b"Vary: *", b"Age: 0", b"Date: Sat, 29 Oct 1994 19:43:31 GMT"),
+            b"",
+        ),
+    ],
+    ids=["range", "no such range", "gzip", "not modified", "precondition"],
+)
+async def test_ranges_codings_and_validators_pass_as_they_are(
+    gateway: Gateway,
+    asking: tuple[bytes, ...],
+    status: bytes,
+    answering: tuple[bytes, ...],
+    content: bytes,
+) -> None:
+    """Byte for byte and in order, in both directions: caching is between browser and dev server."""
+    dev = await gateway.preview()
+    client = await gateway.client()
+    client.get(b"x", *asking)
+    peer = await dev.accept()
+    assert b"\r\n" + b"\r\n".join(asking) + b"\r\n" in await peer.head()
+    framing = () if status.startswith(b"304") else (b"Content-Length: %d" % len(content),)
+    lines = (b"HTTP/1.1 " + status, *answering, *framing, b"", b"")
+    peer.send(b"\r\n".join(lines) + content)
+    response = await client.response()
+    first = b"\r\n".join((b"HTTP/1.1 " + status, *answering)) + b"\r\n"
+    assert response.head.startswith(first)
+    assert response.body == content
+    assert not response.closes
+
+
+async def test_zipped_content_passes_as_it_is_in_chunks_too(gateway: Gateway) -> None:
+    dev = await gateway.preview()
+    client = await gateway.client()
+    client.get(b"x", b"Accept-Encoding: gzip")
+    peer = await dev.accept()
+    await peer.head()
+    fields = b"Content-Encoding: gzip\r\nTransfer-Encoding: chunked\r\n\r\n"
+    middle = len(ZIPPED) // 2
+    chunks = [b"%x\r\n%b\r\n" % (len(p), p) for p in (ZIPPED[:middle], ZIPPED[middle:])]
+    peer.send(b"HTTP/1.1 200 OK\r\n" + fields + b"".join(chunks) + b"0\r\n\r\n")
+    response = await client.response()
+    assert (response.fields["content-encoding"], response.body) == ("gzip", ZIPPED)
 
 
 async def test_an_offer_of_h2c_is_no_upgrade(gateway: Gateway) -> None:

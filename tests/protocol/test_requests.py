@@ -119,14 +119,58 @@ async def test_fields_named_in_connection_do_not_arrive(gateway: Gateway) -> Non
     assert b"X-C: kept\r\n" in head
 
 
-async def test_the_gateways_token_is_never_sent_on(start: Start) -> None:
+#: One for a session, as POST .../tokens issues it, for which it need not be good.
+SESSION_TOKEN = b"abcdef0123456789.3.1893456000.Zm9v-YmFy_MTIz"
+
+
+@pytest.mark.parametrize("token", [TOKEN.encode(), SESSION_TOKEN])
+@pytest.mark.parametrize("before", [b"Bearer ", b"bearer   ", b"Bearer\t", b"BEARER \t "])
+async def test_the_gateways_token_is_never_sent_on(
+    start: Start, token: bytes, before: bytes
+) -> None:
     gateway = await start(api_tokens=[TOKEN])
     dev = await gateway.preview()
-    authorization = b"Authorization: Bearer " + TOKEN.encode()
-    assert b"uthorization" not in await sent(dev, authorization, gateway=gateway)
+    assert b"uthorization" not in await sent(
+        dev, b"Authorization: " + before + token, gateway=gateway
+    )
 
 
-@pytest.mark.parametrize("value", [b"Bearer app-token", b"Basic YTpi"])
+async def test_a_session_token_is_never_sent_on_either_where_no_token_is_asked_for(
+    gateway: Gateway,
+) -> None:
+    dev = await gateway.preview()
+    head = await sent(dev, b"Authorization: Bearer " + SESSION_TOKEN, gateway=gateway)
+    assert b"uthorization" not in head
+
+
+async def test_an_upgrade_does_not_send_a_session_token_on_either(gateway: Gateway) -> None:
+    dev = await gateway.preview()
+    client = await gateway.client()
+    client.upgrade(b"", b"Authorization: Bearer " + SESSION_TOKEN)
+    peer = await dev.accept()
+    assert b"uthorization" not in await peer.head()
+
+
+async def test_the_control_plane_gets_the_gateways_tokens(start: Start) -> None:
+    gateway = await start(api_tokens=[TOKEN])
+    for token in (TOKEN.encode(), SESSION_TOKEN):
+        client = await gateway.client()
+        client.ask(b"/api/v1/sessions", b"Authorization: Bearer " + token)
+        peer = await gateway.control.accept()
+        assert b"\r\nAuthorization: Bearer " + token + b"\r\n" in await peer.head()
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"Bearer app-token",
+        b"Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
+        b"Bearer " + SESSION_TOKEN + b".more",
+        b"Digest " + SESSION_TOKEN,
+        b"Basic YTpi",
+        b"Bearer",
+    ],
+)
 async def test_an_apps_own_authorization_is_sent_on(start: Start, value: bytes) -> None:
     gateway = await start(api_tokens=[TOKEN])
     dev = await gateway.preview()
@@ -216,6 +260,40 @@ async def test_expect_is_passed_on_and_so_is_the_permission(gateway: Gateway) ->
     assert await peer.exactly(3) == b"abc"
     peer.send(NO_CONTENT)
     assert (await client.response()).status == 204
+
+
+async def test_an_expectation_of_an_old_client_is_ignored(gateway: Gateway) -> None:
+    """HTTP/1.0 has no 100 (RFC 9110 10.1.1): passed on, it would be waited for in vain."""
+    dev = await gateway.preview()
+    client = await gateway.client()
+    start_line = b"PUT " + BASE + b"x HTTP/1.0\r\n"
+    client.send(start_line + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\nabc")
+    peer = await dev.accept()
+    assert b"xpect" not in await peer.head()
+    assert await peer.exactly(3) == b"abc"
+    peer.send(NO_CONTENT)
+    assert (await client.response()).status == 204
+
+
+@pytest.mark.parametrize("status", [b"413 Content Too Large", b"417 Expectation Failed"])
+@pytest.mark.parametrize("framing", [b"Content-Length: 3", b"Transfer-Encoding: chunked"])
+async def test_a_final_answer_instead_of_the_permission_ends_both_connections(
+    gateway: Gateway, status: bytes, framing: bytes
+) -> None:
+    """The content is never sent, so what followed on either could be taken for it."""
+    dev = await gateway.preview()
+    client = await gateway.client()
+    client.get(b"x", framing, b"Expect: 100-continue", method=b"PUT")
+    peer = await dev.accept()
+    assert b"\r\nExpect: 100-continue\r\n" in await peer.head()
+    peer.send(b"HTTP/1.1 " + status + b"\r\nContent-Length: 2\r\n\r\nno")
+    response = await client.response()
+    assert (response.status, response.body, response.closes) == (int(status[:3]), b"no", True)
+    assert await client.rest() == b""
+    assert await peer.rest() == b""
+    again = await gateway.client()
+    again.get(b"again")
+    assert (await (await dev.accept()).head()).startswith(b"GET " + BASE + b"again ")
 
 
 async def test_content_waits_while_the_route_is_being_found(gateway: Gateway) -> None:

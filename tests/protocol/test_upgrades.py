@@ -271,8 +271,8 @@ async def test_fault_10_an_upgrade_with_content_is_refused(
         (b"dGhlIHNhbXBsZSBub25jZQ==", b"c2hvcnQ="),
         (b"dGhlIHNhbXBsZSBub25jZQ==", b"dGhlIHNhbXBsZSBub25jZQ"),
         (b"dGhlIHNhbXBsZSBub25jZQ==", b"dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Key: a"),
-        (b"Version: 13", b"Version: 8"),
         (b"Sec-WebSocket-Version: 13\r\n", b""),
+        (b"Sec-WebSocket-Version: 13\r\n", b"Sec-WebSocket-Version:\r\n"),
         (b"GET", b"POST"),
     ],
 )
@@ -286,6 +286,24 @@ async def test_fault_11_a_handshake_that_is_none_is_refused(
     assert old in request
     client.send(request.replace(old, new, 1))
     assert (await client.response()).status == 400
+    assert dev.untouched
+
+
+@pytest.mark.parametrize("version", [b"8", b"0", b"14", b"013", b"13, 8", b"thirteen"])
+async def test_fault_11_a_handshake_of_another_version_is_told_which_one_is_spoken(
+    gateway: Gateway, version: bytes
+) -> None:
+    """RFC 6455 4.4, RFC 9110 15.5.22; Upgrade is always named in Connection (RFC 9110 7.8)."""
+    dev = await gateway.preview()
+    client = await gateway.client()
+    lines = (b"GET " + BASE + b" HTTP/1.1", b"Host: localhost", *HANDSHAKE, b"", b"")
+    client.send(b"\r\n".join(lines).replace(b"Version: 13", b"Version: " + version))
+    response = await client.response()
+    assert (response.status, response.json()["code"]) == (426, "upgrade_required")
+    assert response.fields["sec-websocket-version"] == "13"
+    assert response.fields["upgrade"] == "websocket"
+    assert response.fields["connection"] == "Upgrade, close"
+    assert await client.rest() == b""
     assert dev.untouched
 
 

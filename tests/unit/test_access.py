@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 
+from gateway.api.gate import session_token
 from gateway.proxy import access as access_module
-from gateway.proxy.access import Access
+from gateway.proxy.access import Access, has_session_token
 from gateway.proxy.http1 import RequestHead, RequestParser
+from gateway.signing import Signer
 from gateway.tokens import Tokens
+from tests.protocol.harness import ID, session
 
 TOKEN = "0123456789abcdef0123"
 
@@ -39,6 +42,7 @@ def head(*lines: bytes, method: bytes = b"GET", host: bytes = b"gateway:80") -> 
     [
         (b"Bearer " + TOKEN.encode(), True),
         (b"bearer   " + TOKEN.encode(), True),
+        (b"Bearer\t" + TOKEN.encode(), True),
         (b"Bearer " + TOKEN.encode() + b"x", False),
         (b"Bearer", False),
         (b"Basic " + TOKEN.encode(), False),
@@ -54,6 +58,31 @@ def test_only_a_bearer_token_of_ours_counts(value: bytes, ours: bool) -> None:
 
 def test_no_authorization_is_no_token() -> None:
     assert not access(tokens=[TOKEN]).caller(head())
+    assert not has_session_token(head())
+
+
+@pytest.mark.parametrize(
+    ("value", "is_one"),
+    [
+        (b"Bearer abcdef0123456789.3.1893456000.Zm9v-YmFy_MTIz", True),
+        (b"bearer\t abcdef01.0.1.x", True),
+        (b"Bearer abcdef01.0.1", False),
+        (b"Bearer abcdef01.0.1.x.y", False),
+        (b"Bearer abcdef01.0.1.\xe4", False),
+        (b"Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiIxIn0.c2ln", False),
+        (b"Basic abcdef01.0.1.x", False),
+        (b"abcdef01.0.1.x", False),
+        (b"Bearer", False),
+    ],
+)
+def test_a_token_for_a_session_is_known_by_its_form(value: bytes, is_one: bool) -> None:
+    assert has_session_token(head(b"Authorization: " + value)) is is_one
+
+
+def test_what_is_issued_has_that_form() -> None:
+    signed = Signer("s" * 32).sign("token", ID, 3, 1893456000)
+    token = session_token(session(), signed)
+    assert has_session_token(head(b"Authorization: Bearer " + token.encode()))
 
 
 @pytest.mark.parametrize(

@@ -88,3 +88,11 @@ def test_a_redirect_and_a_refused_origin_name_the_address() -> None:
     assert answers.redirect("/preview/x/").fields == (("Location", "/preview/x/"),)
     refused = answers.foreign_origin(head(b"Origin: https://evil.example"))
     assert "https://evil.example" in str(refused)
+
+
+def test_what_is_refused_is_told_what_would_not_be() -> None:
+    old = answers.refused(426, "only 13")
+    assert (old.status, json.loads(old.body)["code"]) == (426, "upgrade_required")
+    assert old.fields == (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"))
+    bad = answers.refused(400, "no Host")
+    assert (bad.status, json.loads(bad.body)["code"], bad.fields) == (400, "malformed_request", ())

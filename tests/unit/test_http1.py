@@ -180,6 +180,15 @@ def test_a_request_under_way_is_noticed() -> None:
         (request(start=b"SOURCE / ICE/1.0"), 400),
         (b"\n" + request(), 400),
         (b"\r\r\n" + request(), 400),
+        (request(host=b"Host: a:65536"), 400),
+        (request(host=b"Host: a:99999"), 400),
+        (request(host=b"Host: [::1]:65536"), 400),
+        (request(host=b"Host: a..b"), 400),
+        (request(host=b"Host: .a"), 400),
+        (request(host=b"Host: a.."), 400),
+        (request(host=b"Host: ."), 400),
+        (request(host=b"Host: .:80"), 400),
+        (request(host=b"Host: :80"), 400),
         (request(host=b"Host: [:::]"), 400),
         (request(host=b"Host: [1]:80"), 400),
         (request(start=b"GET / HTTP/2.0"), 505),
@@ -236,7 +245,11 @@ def test_what_is_skipped_before_a_request_is_bounded(junk: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    "host", [b"a", b"a:80", b"a:", b"1.2.3.4:80", b"[::1]", b"[::1]:8080", b"a_b.c-d.example"]
+    "host",
+    [
+        *(b"a", b"a:80", b"a:", b"a:0", b"a:65535", b"a:00080", b"a.b.", b"a.:80", b"1.2.3.4:80"),
+        *(b"[::1]", b"[::1]:8080", b"[::1]:65535", b"a_b.c-d.example", b"-a.b-"),
+    ],
 )
 def test_good_hosts_pass(host: bytes) -> None:
     assert head_of(request(host=b"Host: " + host)).special[b"host"] == host
@@ -323,7 +336,6 @@ def test_bytes_behind_an_upgrade_are_kept_apart() -> None:
         (2, b"Sec-WebSocket-Key: YQ=="),
         (2, b"X: y"),
         (3, b"X: y"),
-        (3, b"Sec-WebSocket-Version: 12"),
     ],
 )
 def test_a_handshake_must_be_one(left_out: int, instead: bytes) -> None:
@@ -590,6 +602,14 @@ def test_a_simple_response_is_complete() -> None:
     assert heads.simple_response(200, b"no", content_type="a", to_head=True).endswith(b"\r\n\r\n")
 
 
+@pytest.mark.parametrize(
+    ("keep_alive", "options"), [(True, b"Upgrade"), (False, b"Upgrade, close")]
+)
+def test_who_is_to_upgrade_is_told_so_in_connection(keep_alive: bool, options: bytes) -> None:
+    sent = heads.simple_response(426, b"", content_type="a", keep_alive=keep_alive)
+    assert b"\r\nConnection: " + options + b"\r\n\r\n" in sent
+
+
 def test_a_chunk_tells_its_size_in_hexadecimal() -> None:
     assert heads.chunk(b"a" * 26) == b"1a\r\n" + b"a" * 26 + b"\r\n"
 
@@ -615,6 +635,49 @@ def test_a_person_is_told_from_a_program(
 ) -> None:
     head = head_of(request(*lines, start=method + b" / HTTP/1.1"))
     assert http1.wants_page(head) is person
+
+
+@pytest.mark.parametrize(
+    ("lines", "events"),
+    [
+        ((b"Accept: text/event-stream",), True),
+        ((b"accept: TEXT/Event-Stream",), True),
+        ((b"Accept: application/json, text/event-stream;q=0.9",), True),
+        ((b"Accept: text/event-stream\t; a=b ,*/*",), True),
+        ((b"Accept: application/json", b"Accept: text/event-stream"), True),
+        ((b"Accept: text/event-streams",), False),
+        ((b"Accept: a/b;c=text/event-stream",), False),
+        ((b"Accept: */*",), False),
+        ((), False),
+    ],
+)
+def test_who_takes_an_event_stream_is_known(lines: tuple[bytes, ...], events: bool) -> None:
+    assert http1.accepts_events(head_of(request(*lines))) is events
+
+
+@pytest.mark.parametrize(("version", "stays"), [(b"1.1", True), (b"1.0", False)])
+def test_an_expectation_counts_in_http_1_1_only(version: bytes, stays: bool) -> None:
+    data = request(b"Expect: 100-continue", b"Content-Length: 1", start=b"PUT / HTTP/" + version)
+    head = head_of(data)
+    assert (b"expect" in head.special) is stays
+    assert (b"Expect: 100-continue\r\n" in heads.request_head(head, host=b"h")) is stays
+
+
+@pytest.mark.parametrize(
+    ("version", "status"),
+    [
+        ((b"Sec-WebSocket-Version: 8",), 426),
+        ((b"Sec-WebSocket-Version: 13", b"Sec-WebSocket-Version: 8"), 426),
+        ((b"Sec-WebSocket-Version: ",), 400),
+        ((), 400),
+    ],
+)
+def test_another_version_of_websocket_is_refused_as_such(
+    version: tuple[bytes, ...], status: int
+) -> None:
+    fields = (b"Connection: upgrade", b"Upgrade: websocket")
+    key = b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
+    assert refusal(requests(request(*fields, key, *version))) == status
 
 
 def test_a_mistake_of_our_own_is_not_taken_for_a_bad_request() -> None:
