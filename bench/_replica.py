@@ -139,6 +139,10 @@ class Member:
 
         return await spread(ids, start, 32)
 
+    async def touch(self, ids: list[str]) -> None:
+        """Note traffic, as a data plane does once a second."""
+        await self.registry.touch([SessionId(session_id) for session_id in ids])
+
     async def create(self, ids: list[str]) -> float:
         """Create through the life cycle; seconds until all are ready."""
 

@@ -21,18 +21,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-import psutil
-
 from bench._replica import LEASE_SECONDS
 from bench.proxy import machine
 from bench.proxy.figures import percentile, shown
 from bench.proxy.peers import CACHE, ROOT
 from bench.proxy.running import Cores
+from gateway.registry.keys import CHANGES
 from gateway.registry.node import Node
 from gateway.registry.valkey_process import ValkeyProcess
 
 _BEGIN: Final = "<!-- figures: written by `python -m bench.registry --record` -->"
 _END: Final = "<!-- end of figures -->"
+#: Beside the replicas: points on the line of bench/scale.py.
+_MORE_LISTENERS: Final = (0, 32, 64, 128)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Effort:
 
 
 FULL: Final = Effort(replicas=8, changes=1000, sessions=10_000, taken_over=100, wakes=50)
-QUICK: Final = Effort(replicas=8, changes=100, sessions=1000, taken_over=100, wakes=10)
+QUICK: Final = Effort(replicas=8, changes=100, sessions=4000, taken_over=100, wakes=10)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,21 +112,23 @@ async def replica(name: str, url: str) -> AsyncIterator[Process]:
 class Valkey:
     """The server, and what it has used up."""
 
-    def __init__(self, socket: Path, pid: int) -> None:
+    def __init__(self, socket: Path) -> None:
+        self.socket = socket
         self.url = f"unix://{socket}"
         self._node = Node(self.url, None, limit_seconds=5)
-        self._process = psutil.Process(pid)
+
+    async def _facts(self, section: str) -> dict[bytes, bytes]:
+        (text,) = await self._node.ask(("INFO", section), limit_seconds=5)
+        return dict(line.split(b":", 1) for line in text.split(b"\r\n") if b":" in line)
 
     async def memory(self) -> int:
         """Bytes in use."""
-        (text,) = await self._node.ask(("INFO", "memory"), limit_seconds=5)
-        facts = dict(line.split(b":", 1) for line in text.split(b"\r\n") if b":" in line)
-        return int(facts[b"used_memory"])
+        return int((await self._facts("memory"))[b"used_memory"])
 
-    def cpu(self) -> float:
-        """Seconds."""
-        times = self._process.cpu_times()
-        return times.user + times.system
+    async def cpu(self) -> float:
+        """Seconds of all its threads."""
+        facts = await self._facts("cpu")
+        return float(facts[b"used_cpu_user"]) + float(facts[b"used_cpu_sys"])
 
     async def close(self) -> None:
         """Let go of the connection."""
@@ -140,7 +143,7 @@ async def valkey() -> AsyncIterator[Valkey]:
     process.start()
     try:
         socket = await process.ready(limit_seconds=10)
-        server = Valkey(socket, int((folder / "server.pid").read_text()))
+        server = Valkey(socket)
         yield server
         await server.close()
     finally:
@@ -157,18 +160,22 @@ async def measure_load(members: list[Process], server: Valkey, effort: Effort) -
     """Registrations, misses, memory."""
     ids = [f"session-{n:08}" for n in range(effort.sessions)]
     parts = list(zip(members, divided(ids, len(members)), strict=True))
-    memory, cpu, started = await server.memory(), server.cpu(), time.monotonic()
+    memory, cpu, started = await server.memory(), await server.cpu(), time.monotonic()
     await asyncio.gather(*(member.ask("register", part) for member, part in parts))
-    seconds, create_cpu = time.monotonic() - started, server.cpu() - cpu
-    cpu = server.cpu()
+    seconds, create_cpu = time.monotonic() - started, await server.cpu() - cpu
+    cpu = await server.cpu()
     await asyncio.gather(*(member.ask("settle", part) for member, part in parts))
-    move_cpu = server.cpu() - cpu
+    move_cpu = await server.cpu() - cpu
+    cpu = await server.cpu()
+    await asyncio.gather(*(member.ask("touch", part[:500]) for member, part in parts))
+    touch_cpu = await server.cpu() - cpu
+    touched = sum(len(part[:500]) for _, part in parts)
     per_session = (await server.memory() - memory) / effort.sessions
 
     async with replica("late", server.url) as late:
-        cpu = server.cpu()
+        cpu = await server.cpu()
         read = await late.ask("read", ids)
-        miss_cpu = server.cpu() - cpu
+        miss_cpu = await server.cpu() - cpu
     count = effort.sessions
     return [
         Measured("creates", f"registrations, {len(members)} replicas", count / seconds, "1/s"),
@@ -178,6 +185,7 @@ async def measure_load(members: list[Process], server: Valkey, effort: Effort) -
         ),
         Measured("misses", "route misses, one replica", count / read["seconds"], "1/s"),
         Measured("miss-cpu", "Valkey's CPU per route miss", miss_cpu / count * 1e6, "us"),
+        Measured("touch-cpu", "Valkey's CPU per note of traffic", touch_cpu / touched * 1e6, "us"),
         Measured("session-bytes", "Redis memory per ready session", per_session, "B", 2048),
         Measured(
             "route-bytes", "replica memory per cached route", read["bytes"] / count, "B", 1024
@@ -185,21 +193,17 @@ async def measure_load(members: list[Process], server: Valkey, effort: Effort) -
     ]
 
 
-async def measure_push(
-    members: list[Process], server: Valkey, effort: Effort, *, key: str = "push"
-) -> list[Measured]:
+async def measure_push(members: list[Process], effort: Effort) -> list[Measured]:
     """From the beginning of a change on one replica to its place in every route table."""
-    (session_id,) = ids = [f"pushed-{key}"]
+    (session_id,) = ids = ["pushed-to-all"]
     await members[0].ask("register", ids)
     for member in members:
         await member.ask("read", ids)
         await member.ask("versions")
     changes = {}
-    cpu = server.cpu()
     for number in range(effort.changes):
         started, version = await members[number % len(members)].ask("change", session_id, number)
         changes[version] = started
-    cpu = server.cpu() - cpu
     await asyncio.sleep(0.2)  # for the last one, should a push be slow; it is missed then
     last: dict[int, list[float]] = {version: [] for version in changes}
     for member in members:
@@ -210,16 +214,46 @@ async def measure_push(
     slowest = [max(heard) * 1000 for heard in last.values()]
     title = f"change on one, visible on all {len(members)}"
     return [
-        Measured(f"{key}-p50", f"{title}: p50", percentile(slowest, 50), "ms"),
-        Measured(f"{key}-p99", f"{title}: p99", percentile(slowest, 99), "ms", 10),
-        Measured(f"{key}-max", f"{title}: worst of {effort.changes}", max(slowest), "ms"),
-        Measured(
-            f"{key}-cpu",
-            f"Valkey's CPU per change, {len(members)} listen",
-            cpu / effort.changes * 1e6,
-            "us",
-        ),
+        Measured("push-p50", f"{title}: p50", percentile(slowest, 50), "ms"),
+        Measured("push-p99", f"{title}: p99", percentile(slowest, 99), "ms", 10),
+        Measured("push-max", f"{title}: worst of {effort.changes}", max(slowest), "ms"),
     ]
+
+
+async def measure_fanout(members: list[Process], server: Valkey, effort: Effort) -> list[Measured]:
+    """What a change costs the server when so many listen: replicas, and plain connections."""
+    found = []
+    (session_id,) = ids = ["pushed-to-many"]
+    await members[0].ask("register", ids)
+    for more in _MORE_LISTENERS:
+        async with listeners(server.socket, more):
+            cpu = await server.cpu()
+            for number in range(effort.changes):
+                await members[0].ask("change", session_id, number)
+            cpu = await server.cpu() - cpu
+        count = len(members) + more
+        title = f"Valkey's CPU per change, {count} listen"
+        found.append(Measured(f"change-cpu-{count}", title, cpu / effort.changes * 1e6, "us"))
+    return found
+
+
+@asynccontextmanager
+async def listeners(socket: Path, count: int) -> AsyncIterator[None]:
+    """So many connections that hear every change, and throw it away."""
+
+    async def drain(reader: asyncio.StreamReader) -> None:
+        while await reader.read(65536):
+            pass
+
+    async with AsyncExitStack() as stack:
+        for _ in range(count):
+            reader, writer = await asyncio.open_unix_connection(str(socket))
+            writer.write(b"SUBSCRIBE %b\r\n" % CHANGES.encode())
+            await reader.read(1024)
+            task = asyncio.create_task(drain(reader), name="listener")
+            stack.callback(writer.close)
+            stack.callback(task.cancel)
+        yield
 
 
 async def measure_lives(members: list[Process], effort: Effort) -> list[Measured]:
@@ -276,14 +310,8 @@ async def run(effort: Effort) -> list[Measured]:
             await stack.enter_async_context(replica(f"replica-{n}", server.url))
             for n in range(effort.replicas)
         ]
-        found += await measure_push(members, server, effort)
-        # Two points more for the line of bench/scale.py.
-        for few in (2, 4):
-            found += [
-                figure
-                for figure in await measure_push(members[:few], server, effort, key=f"push{few}")
-                if figure.key.endswith("-cpu")
-            ]
+        found += await measure_push(members, effort)
+        found += await measure_fanout(members, server, effort)
         found += await measure_load(members, server, effort)
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(valkey())
