@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from gateway.errors import Forbidden, GatewayError, SessionNotFound
@@ -59,7 +59,7 @@ def refused(status: int, message: str) -> Answer:
     """For bytes that are no request; 426 says what would be one (RFC 6455 4.4)."""
     if status == 426:
         answer = problem(status, "upgrade_required", "Upgrade required", message)
-        return replace(answer, fields=_WEBSOCKET_FIELDS)
+        return Answer(status, answer.body, answer.content_type, _WEBSOCKET_FIELDS)
     return problem(status, "malformed_request", "Malformed request", message)
 
 
