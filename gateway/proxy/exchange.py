@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gateway.errors import GatewayError, SessionNotFound
 from gateway.proxy import answers, deadlines, heads, hmr, http1, tcp, tunnel
@@ -231,13 +231,14 @@ class Exchange:
         plane = self.plane
         entry = plane.routes.get(session_id, plane.now())
         if entry is None:
-            entry = await plane.routes.resolve(session_id)
+            with plane.held.place(session_id):
+                entry = await plane.routes.resolve(session_id)
         answer = self._opened(entry) if self.place.opens_link else None
         if answer is not None:
             self.client.answer(answer)
             return
         if not self.may_see(entry):
-            await plane.routes.deny(session_id)
+            await self._deny(session_id)
         if self.place.reserved is not None:
             self._aim_at_control()
             await self._connect()
@@ -262,17 +263,26 @@ class Exchange:
     async def _until_ready(self, session_id: SessionId, entry: Entry) -> Entry | None:
         """Hold the request while the dev server starts; None if it has been answered."""
         plane, route = self.plane, entry.route
-        if route.state is State.SLEEPING:
-            await plane.waker.wake(session_id, generation=route.generation)
-        if route.state in PENDING:
-            if http1.wants_page(self.head) and not self.head.upgrade:
-                events_url = self.place.events_url
-                self.client.answer(answers.starting_page(route, events_url=events_url))
-                return None
-            entry = await plane.routes.settled(
-                session_id, entry, seconds=plane.settings.hold_seconds
-            )
-        return self._checked(entry)
+        if route.state not in PENDING:
+            return self._checked(entry)
+        is_page = http1.wants_page(self.head) and not self.head.upgrade
+        # A page is not held; and of a session for which so many wait, one of them wakes it.
+        if not (is_page and plane.held.is_full(session_id)):
+            with plane.held.place(session_id):
+                if route.state is State.SLEEPING:
+                    await plane.waker.wake(session_id, generation=route.generation)
+                if not is_page:
+                    seconds = plane.settings.hold_seconds
+                    entry = await plane.routes.settled(session_id, entry, seconds=seconds)
+        if not is_page:
+            return self._checked(entry)
+        events_url = self.place.events_url
+        self.client.answer(answers.starting_page(route, events_url=events_url))
+        return None
+
+    async def _deny(self, session_id: SessionId) -> NoReturn:
+        with self.plane.denied.place(session_id):
+            await self.plane.routes.deny(session_id)
 
     def _checked(self, entry: Entry) -> Entry | None:
         """The entry if it can be forwarded to; else the request is answered."""
@@ -291,7 +301,7 @@ class Exchange:
         deadline = plane.now() + plane.settings.hold_seconds
         while True:
             if not self.may_see(entry):
-                await plane.routes.deny(session_id)
+                await self._deny(session_id)
             self._aim_at(entry)
             try:
                 await self._connect()
@@ -299,12 +309,13 @@ class Exchange:
                 unreachable = exc
             else:
                 return
-            generation = entry.route.generation
-            if plane.now() > deadline or not await plane.waker.wake(
-                session_id, generation=generation
-            ):
+            if plane.now() > deadline:
                 raise unreachable
-            known = await plane.routes.resolve(session_id)
+            with plane.held.place(session_id):
+                generation = entry.route.generation
+                if not await plane.waker.wake(session_id, generation=generation):
+                    raise unreachable
+                known = await plane.routes.resolve(session_id)
             again = await self._until_ready(session_id, known)
             if again is None:
                 return

@@ -16,7 +16,8 @@ from gateway.proxy.outbox import Outbox
 from gateway.proxy.place import Places
 from gateway.proxy.profile import LocalProfile, Profile, PublicProfile
 from gateway.proxy.routes import Entry, RouteTable, Waker
-from gateway.proxy.upstream import Pool, PoolLimits, tcp_connect, unix_connect
+from gateway.proxy.turns import Crowd
+from gateway.proxy.upstream import Pool, PoolLimits, UpstreamBusy, tcp_connect, unix_connect
 from gateway.proxy.viewers import Viewers
 from gateway.settings import Settings
 from gateway.tokens import Tokens
@@ -82,6 +83,12 @@ class DataPlane:
             queue=settings.max_queue_per_preview,
             queue_seconds=settings.queue_seconds,
         )
+        # As many as its dev server takes on and lets wait: all of them, once it is ready.
+        held = settings.max_connections_per_preview + settings.max_queue_per_preview
+        #: Requests held until a session is found and its dev server is ready.
+        self.held = Crowd(held, full=_too_many_held)
+        #: Those of who may not see a session: held as for an unknown one, but in nobody's way.
+        self.denied = Crowd(held, full=_too_many_held)
         self.control = Pool(
             unix_connect(control_socket),
             name="the control plane",
@@ -125,3 +132,7 @@ class DataPlane:
         now = self.now()
         for pool in tuple(self.pools):
             pool.sweep(now)
+
+
+def _too_many_held(session_id: str, most: int) -> UpstreamBusy:
+    return UpstreamBusy(f"{most} requests wait for {session_id} already; try again")

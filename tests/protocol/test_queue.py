@@ -9,8 +9,22 @@ from __future__ import annotations
 import asyncio
 import time
 
+import pytest
+
+from gateway.session import State
 from tests.protocol.conftest import Start
-from tests.protocol.harness import ACCEPTED, Client, Gateway, Peer, Server, eventually, never
+from tests.protocol.harness import (
+    ACCEPTED,
+    TOKEN,
+    Client,
+    Gateway,
+    Peer,
+    Response,
+    Server,
+    eventually,
+    never,
+    session,
+)
 
 HELLO = b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -135,6 +149,128 @@ async def test_who_waits_goes_to_the_dev_server_that_comes_next(start: Start) ->
     peer.send(HELLO)
     assert (await first.response()).status == 200  # what was under way ends where it began
     assert await peer.rest() == b""
+
+
+async def held(gateway: Gateway, count: int) -> list[Client]:
+    """Clients whose requests are held while the dev server starts."""
+    clients = [await gateway.client() for _ in range(count)]
+    for number, client in enumerate(clients):
+        client.get(b"%d" % number)
+    await eventually(lambda: len(gateway.plane.held) == count)
+    return clients
+
+
+async def refused(gateway: Gateway, *fields: bytes) -> Response:
+    """What a request gets that may not even wait."""
+    client = await gateway.client()
+    client.get(b"more", *fields)
+    response = await client.response()
+    assert (response.status, response.fields["retry-after"]) == (503, "1")
+    return response
+
+
+async def test_as_many_are_held_for_a_start_as_get_in_after_it(start: Start) -> None:
+    gateway = await start(max_connections_per_preview=3, max_queue_per_preview=2)
+    gateway.starting()
+    clients = await held(gateway, 5)
+    response = await refused(gateway)
+    assert response.json()["code"] == "upstream_busy"
+    assert "5 requests wait for" in response.json()["detail"]
+    other = await gateway.preview(session_id="other123")
+    client = await gateway.client()
+    client.ask(b"/preview/other123/")
+    peer = await other.accept()
+    await peer.head()
+    peer.send(HELLO)
+    assert (await client.response()).status == 200  # others are served all the while
+    dev = await gateway.preview(version=2)
+    peers = [await dev.accept() for _ in range(3)]
+    await eventually(lambda: waiting(gateway) == 2)
+    assert len(gateway.plane.held) == 0
+    for peer in (*peers, *peers[:2]):
+        await peer.head()
+        peer.send(HELLO)
+    for client in clients:
+        assert (await client.response()).status == 200
+
+
+@pytest.mark.parametrize("state", [State.STARTING, State.SLEEPING])
+async def test_a_page_is_not_held_and_gets_in_however_many_are(start: Start, state: State) -> None:
+    gateway = await start(max_connections_per_preview=1, max_queue_per_preview=0)
+    gateway.registry.put(session(state))
+    await held(gateway, 1)
+    response = await refused(gateway, b"Accept: text/html")
+    assert b"<title>Starting " in response.body
+    assert len(gateway.waker.woken) == (1 if state is State.SLEEPING else 0)
+
+
+async def test_who_leaves_is_held_no_longer(start: Start) -> None:
+    gateway = await start(max_connections_per_preview=1, max_queue_per_preview=1)
+    gateway.starting()
+    first, _ = await held(gateway, 2)
+    await refused(gateway)
+    first.reset()
+    await eventually(lambda: len(gateway.plane.held) == 1)
+    client = await gateway.client()
+    client.get(b"instead")
+    await eventually(lambda: len(gateway.plane.held) == 2)
+
+
+async def test_who_waits_for_an_unknown_session_is_held_too(start: Start) -> None:
+    gateway = await start(
+        max_connections_per_preview=1, max_queue_per_preview=1, registration_wait_seconds=2
+    )
+    clients = await held(gateway, 2)
+    await refused(gateway)
+    dev = await gateway.preview()  # they are answered when it is registered
+    peer = await dev.accept()
+    for _ in clients:
+        await peer.head()
+        peer.send(HELLO)
+    for client in clients:
+        assert (await client.response()).status == 200
+
+
+async def test_who_may_not_see_a_session_finds_as_many_places_as_for_an_unknown_one(
+    start: Start,
+) -> None:
+    """No more, no less: ids cannot be probed. Nor are they in the way of those who may."""
+    gateway = await start(
+        max_connections_per_preview=1,
+        max_queue_per_preview=1,
+        registration_wait_seconds=0.5,
+        api_tokens=TOKEN,
+    )
+    gateway.registry.put(session(State.STARTING, public=False))
+    strangers = [await gateway.client() for _ in range(2)]
+    for client in strangers:
+        client.get(b"x")
+    await eventually(lambda: len(gateway.plane.denied) == 2)
+    response = await refused(gateway)
+    assert response.json()["code"] == "upstream_busy"
+    client = await gateway.client()
+    client.get(b"x", b"Authorization: Bearer " + TOKEN.encode())
+    await eventually(lambda: len(gateway.plane.held) == 1)
+    for client in strangers:
+        assert (await client.response()).status == 404
+
+
+async def test_who_is_to_go_to_the_next_dev_server_is_held_for_it(start: Start) -> None:
+    gateway = await start(max_connections_per_preview=1, max_queue_per_preview=1)
+    gone = await gateway.preview()
+    await gone.close()
+
+    def on_wake() -> bool:
+        gateway.starting(generation=2)
+        return True
+
+    gateway.waker.on_wake = on_wake
+    client = (await held(gateway, 1))[0]
+    newer = await gateway.preview(generation=2, version=9)
+    peer = await newer.accept()
+    await peer.head()
+    peer.send(HELLO)
+    assert (await client.response()).status == 200
 
 
 async def test_open_sockets_keep_no_request_waiting(start: Start) -> None:
