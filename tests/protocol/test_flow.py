@@ -8,7 +8,7 @@ import gc
 import hashlib
 import math
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import psutil
 import pytest
@@ -17,12 +17,15 @@ from tests.protocol.conftest import Start
 from tests.protocol.harness import (
     ACCEPTED,
     BASE,
+    HANDSHAKE,
+    ID,
     Client,
     Gateway,
     Peer,
     eventually,
     never,
     put_clock_on,
+    session,
 )
 
 OK = b"HTTP/1.1 200 OK\r\n"
@@ -485,3 +488,32 @@ async def test_pipelined_requests_are_not_begun_while_draining(gateway: Gateway)
     assert await client.rest() == b""
     await draining
     assert await peer.rest() == b""
+
+
+async def drained(gateway: Gateway) -> None:
+    await gateway.drain()
+
+
+async def stalled(gateway: Gateway) -> None:
+    gateway.pool().cut()
+
+
+async def made_private(gateway: Gateway) -> None:
+    endpoint = gateway.registry.sessions[ID].endpoint
+    gateway.registry.put(session(version=2, public=False, endpoint=endpoint))
+
+
+@pytest.mark.parametrize("end", [drained, stalled, made_private])
+@pytest.mark.parametrize("fields", [(), HANDSHAKE], ids=["request", "upgrade"])
+async def test_what_is_cut_off_unanswered_ends_without_a_reset(
+    start: Start, end: Callable[[Gateway], Awaitable[None]], fields: tuple[bytes, ...]
+) -> None:
+    """A reset kills some dev servers (vitejs/vite#22556)."""
+    gateway = await start(drain_seconds=0.1)
+    dev = await gateway.preview()
+    client = await gateway.client()
+    client.get(b"x", *fields)
+    peer = await dev.accept()
+    await peer.head()
+    await end(gateway)
+    assert await peer.rest() == b""  # a reset would raise
