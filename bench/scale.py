@@ -163,6 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--figures", type=Path, default=ROOT / "docs" / "registry.json")
     parser.add_argument("--record", action="store_true", help="write the default cases into docs/")
+    parser.add_argument("--quick", action="store_true", help="as without: a calculation is quick")
     load = Load(replicas=100, sessions=1_000_000)
     for name, kind in (
         ("replicas", int),

@@ -161,7 +161,9 @@ async def measure(rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=10)
-    asyncio.run(measure(parser.parse_args().rounds))
+    parser.add_argument("--quick", action="store_true", help="three rounds")
+    options = parser.parse_args()
+    asyncio.run(measure(3 if options.quick else options.rounds))
 
 
 if __name__ == "__main__":
