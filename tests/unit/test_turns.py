@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from gateway.proxy.turns import Turns
+from gateway.proxy.turns import Crowd, Turns
 
 
 def never_unused() -> Turns[int]:
@@ -69,3 +69,13 @@ async def test_all_can_be_sent_away() -> None:
         await staying
     await asyncio.gather(leaving, return_exceptions=True)
     assert unused == []
+
+
+def test_a_crowd_has_so_many_places_for_each() -> None:
+    crowd = Crowd(2, full=lambda name, most: ValueError(f"{most} for {name}"))
+    with crowd.place("a"), crowd.place("a"), crowd.place("b"):
+        assert (crowd.is_full("a"), crowd.is_full("b"), len(crowd)) == (True, False, 3)
+        with pytest.raises(ValueError, match="2 for a"), crowd.place("a"):
+            pass
+        assert len(crowd) == 3
+    assert (crowd.is_full("a"), len(crowd)) == (False, 0)
