@@ -42,7 +42,12 @@ class TooManyUnknown(GatewayError):
     status = 503
     code = "too_many_unknown"
     title = "Too many unknown sessions"
-    retry_after = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        # Not in the class: compiled, it would have no such attribute, as the root declares it for
+        # instances.
+        self.retry_after = 1
 
 
 class Waker(Protocol):

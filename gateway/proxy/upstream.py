@@ -38,7 +38,12 @@ class UpstreamBusy(GatewayError):
     status = 503
     code = "upstream_busy"
     title = "Preview is busy"
-    retry_after = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        # Not in the class: compiled, it would have no such attribute, as the root declares it for
+        # instances.
+        self.retry_after = 1
 
 
 class Consumer(Protocol):
