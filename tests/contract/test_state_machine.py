@@ -18,6 +18,7 @@ from typing import ClassVar, Final, TypeVar
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Flaky
 from hypothesis.stateful import (
     RuleBasedStateMachine,
     invariant,
@@ -667,5 +668,6 @@ def test_a_broken_script_is_found(
     source = whole.source.replace(right, wrong)
     sha = hashlib.sha1(source, usedforsecurity=False).hexdigest()
     monkeypatch.setattr(scripts, script, Script(whole.name, source, sha))
-    with pytest.raises((AssertionError, TimeoutError)):
+    # Flaky: found, but not once more; time is one of the players.
+    with pytest.raises((AssertionError, TimeoutError, Flaky)):
         check(durable_server, examples=60, phases=[Phase.generate])

@@ -159,8 +159,13 @@ async def test_fault_29_a_stall_in_the_middle_of_claims_makes_exactly_one(
     entries = await redis.ask("XRANGE", events_key(SessionId(name)), "-", "+")
     states = [json.loads(fields[3])["state"] for _, fields in entries if fields[1] == b"state"]
     claims = states.count("starting") - 1
-    told(f"fault 29: {rounds} stalls of 2 s, {answers} visits served, {claims} claims, 0 lost")
-    assert claims == rounds
+    sleeps = states.count("sleeping")
+    told(
+        f"fault 29: {rounds} stalls of 2 s, {answers} visits served, {claims} claims of {sleeps} "
+        "sleeps, 0 lost"
+    )
+    # Nobody can note traffic in a stall, so it may have slept more than once in a round.
+    assert claims == sleeps >= rounds
 
 
 # -- 30 --------------------------------------------------------------------------------------------
