@@ -36,7 +36,7 @@ def name(requirement: str) -> str:
 def locked(lock: str) -> dict[str, str]:
     """The packages of a lock file with their versions."""
     text = (ROOT / lock).read_text()
-    return dict(re.findall(r"^([a-z0-9.-]+)==(\S+)", text, re.MULTILINE))
+    return dict(re.findall(r"^([a-z0-9.-]+)(?:\[[a-z0-9,-]+\])?==(\S+)", text, re.MULTILINE))
 
 
 @pytest.mark.parametrize("lock", WANTED)
