@@ -318,6 +318,9 @@ class Lifecycle:
         return await asyncio.shield(wake)
 
     async def _wake(self, session_id: SessionId, generation: int) -> bool:
+        if (seconds := await self._registry.recovering_seconds()) > 0:
+            # What looks asleep, or lost, may run under a generation that the registry has lost.
+            await asyncio.sleep(seconds)
         session = await self._registry.session(session_id)
         if session is None:
             raise SessionNotFound(session_id)

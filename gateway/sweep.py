@@ -113,7 +113,12 @@ class Sweeper:
             await self._keeper.put_to_sleep(session.id, reason=reason)
 
     async def _take_in(self, session: Session) -> None:
-        """This replica owns it and does not run it: a reply was lost, or an outage was too long."""
+        """This replica owns it and does not run it: a reply was lost, or an outage was too long.
+
+        Or the registry has lost what came after: then its newest owner is about to restore it.
+        """
+        if await self._registry.recovering_seconds() > 0:
+            return
         if is_wanted(session):
             await self._keeper.take_over(session, in_turn=True)
             return

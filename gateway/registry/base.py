@@ -402,5 +402,12 @@ class Registry(Protocol):
     async def lease_left(self, owner: str) -> float:
         """Seconds until its lease runs out if nobody renews it; 0 if it has none."""
 
+    async def recovering_seconds(self) -> float:
+        """For how long owners may still be about to ``restore`` what the store has lost.
+
+        0 but for a while after an outage. Until then a record may be older than what runs: who
+        claims by it would end the newer generation.
+        """
+
     async def lapsed(self) -> Lapsed:
         """The owners without a lease that may still hold sessions."""

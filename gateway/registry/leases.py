@@ -109,6 +109,11 @@ class Leases:
 
         return await self._client.ask(f"read {key}", read)
 
+    async def held_seconds(self) -> float:
+        """For how long nobody counts as lost, because the registry was away."""
+        held_ms = await self._client.ask(f"read {PULSE}", self._read_held)
+        return held_ms / 1000
+
     async def _read_held(self, exchange: Exchange) -> int:
         """For how many ms an owner without a lease may not be called lost."""
         arguments = [self._longest_silence_ms, self._held_ms]

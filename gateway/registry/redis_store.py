@@ -563,6 +563,10 @@ class RedisRegistry:
         """Seconds until the lease of this incarnation runs out; 0 if it has none."""
         return await self._leases.left_of(owner)
 
+    async def recovering_seconds(self) -> float:
+        """For how long owners may still be about to restore what the registry has lost."""
+        return await self._leases.held_seconds()
+
     async def lapsed(self) -> Lapsed:
         """The owners without a lease that may still hold sessions."""
         return await self._leases.lapsed()

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from gateway.registry.keys import owner_key, session_key
+from gateway.registry.keys import PULSE, owner_key, session_key
 from gateway.session import SessionId, State
 from tests.contract.conftest import ID, Opener, Server, new_session
 from tests.contract.lives import Replicated, Start, lives
@@ -125,6 +125,36 @@ async def test_of_two_that_held_a_lost_session_the_newer_keeps_it(
     assert found is not None
     assert (found.generation, found.owner) == (new.generation, new.owner)
     assert b.spawner.stopped == []
+
+
+@pytest.mark.parametrize("state", [State.READY, State.SLEEPING])
+async def test_by_a_record_that_fell_behind_nobody_claims_before_its_owner_could_restore_it(
+    start: Start, server: Server, state: State
+) -> None:
+    a, b = await start("a"), await start("b")
+    await a.life.create(new_session())
+    old = await a.state(State.READY)
+    if state is State.SLEEPING:
+        await a.life.put_to_sleep(ID, reason="for the test")
+    record = await server.ask("DUMP", session_key(ID))
+    # B takes it over, and a failover loses that, and the pulse of all who beat meanwhile.
+    await b.life.take_over(await a.state(state))
+    new = await b.state(State.READY)
+    await a.spawner.until(lambda: a.spawner.stopped == [(ID, old.generation)])
+    for task in tuple(b.life._tasks):
+        if task.get_name() == "heartbeat":
+            task.cancel()
+    await server.ask("RESTORE", session_key(ID), 0, record, "REPLACE")
+    await server.ask("DEL", PULSE)
+    waking = asyncio.create_task(a.life.wake(ID, generation=old.generation))
+    await a.life._sweeper.sweep()
+    await b.life._heartbeat.renew()
+    await restored(b)
+    assert await waking
+    found = await a.registry.session(ID)
+    assert found is not None
+    assert (found.generation, found.owner) == (new.generation, new.owner)
+    assert (len(a.spawner.started), b.spawner.stopped) == (1, [])
 
 
 async def test_leases_that_ran_out_during_an_outage_cost_nobody_a_session(
