@@ -26,6 +26,8 @@ from gateway.tokens import parse_token
 
 PREFIX: Final = "GATEWAY_"
 _WORKERS_PER_CORE: Final = 4
+_LABEL: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_QUANTITY: Final = re.compile(r"\d+(?:\.\d+)?(?:m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _REPLICA_ID: Final = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
 
 
@@ -149,8 +151,9 @@ class Settings(BaseSettings):
     )
 
     # -- sessions
-    spawner: Literal["process", "none"] = Field(
-        "process", description="What runs dev servers: `process` (local), or `none`."
+    spawner: Literal["process", "kubernetes", "none"] = Field(
+        "process",
+        description="What runs dev servers: `process` (local), `kubernetes` (a pod each), `none`.",
     )
     session_ttl_seconds: int = Field(86400, ge=1, description="Life of a session.")
     idle_seconds: int = Field(
@@ -196,6 +199,40 @@ class Settings(BaseSettings):
         default_factory=list,
         description="Folders of projects whose dependencies are installed at the start, and for "
         "which processes always wait, beside those of `WARM_SETS`.",
+    )
+
+    # -- pods (spawner `kubernetes`)
+    kube_api_url: str = Field(
+        "",
+        description="Address of the Kubernetes API server, e.g. that of `kubectl proxy`. Empty: "
+        "the cluster this runs in, else the current context of `kubectl`.",
+    )
+    kube_namespace: str = Field(
+        "previews", description="Namespace of the previews' pods, and of nothing else."
+    )
+    pod_image: str = Field(
+        "", description="Image in which previews run: Node.js and npm, for a numeric user."
+    )
+    pod_agent_image: str = Field(
+        "",
+        description="Image that brings the agent into a pod: the gateway's own, of this version.",
+    )
+    pod_template_file: Path | None = Field(
+        None,
+        description="JSON file that is merged into each pod (node selector, tolerations, volumes "
+        "...); what would weaken its isolation is refused.",
+    )
+    pod_runtime_class: str = Field("", description="RuntimeClass of the pods, e.g. `gvisor`.")
+    pod_cpu: str = Field("1", description="CPU limit of a pod; a tenth of it is reserved.")
+    pod_memory: str = Field("1Gi", description="Memory limit of a pod; a quarter is reserved.")
+    pod_storage: str = Field(
+        "2Gi", description="Disk limit of a pod (files, dependencies, log); a quarter is reserved."
+    )
+    pod_start_seconds: float = Field(
+        120.0, gt=0, description="Limit from a pod's creation until its agent answers."
+    )
+    warm_pods: int = Field(
+        0, ge=0, description="Pods that wait for a session, over all replicas; 0: none."
     )
 
     # -- waits
@@ -423,6 +460,20 @@ class Settings(BaseSettings):
             raise ValueError("use up to 63 of A-Z, a-z, 0-9, '.', '_' and '-'")
         return value
 
+    @field_validator("pod_cpu", "pod_memory", "pod_storage")
+    @classmethod
+    def _real_quantity(cls, value: str) -> str:
+        if not _QUANTITY.fullmatch(value):
+            raise ValueError("write a quantity as Kubernetes does, e.g. 500m, 1.5, 512Mi, 2Gi")
+        return value
+
+    @field_validator("kube_namespace")
+    @classmethod
+    def _real_namespace(cls, value: str) -> str:
+        if not _LABEL.fullmatch(value):
+            raise ValueError("write the name of a namespace: a-z, 0-9 and '-', 63 at most")
+        return value
+
     @field_validator("redis_url")
     @classmethod
     def _known_scheme(cls, value: str) -> str:
@@ -446,6 +497,11 @@ class Settings(BaseSettings):
         if self.max_file_bytes > self.max_session_bytes:
             raise ValueError(
                 f"{PREFIX}MAX_FILE_BYTES is larger than {PREFIX}MAX_SESSION_BYTES: lower it"
+            )
+        if self.spawner == "kubernetes" and not (self.pod_image and self.pod_agent_image):
+            raise ValueError(
+                f"{PREFIX}SPAWNER=kubernetes needs {PREFIX}POD_IMAGE and {PREFIX}POD_AGENT_IMAGE: "
+                "set the image in which previews run, and the gateway's own"
             )
         if self.admin_port and self.admin_port == self.port:
             raise ValueError(
