@@ -24,6 +24,8 @@ translated into one of these where they enter.
      |   +- NotAcknowledged 503       fewer Redis replicas acknowledged than required
      +- Fenced 409                    another owner or generation holds the session
      +- SpawnFailed 502               the dev server could not be started
+     +- AgentUnreachable 503          nothing answers in a preview's pod as its agent does
+     +- AgentRefused 502              the agent in a preview's pod refused an order
      +- SettingsError                 refused at start
 """
 
@@ -213,6 +215,26 @@ class SpawnFailed(GatewayError):
     def __init__(self, reason: str, *, log_tail: str = "") -> None:
         super().__init__(reason)
         self.log_tail = log_tail
+
+
+class AgentUnreachable(GatewayError):
+    """The agent in a preview's pod did not answer in time, or not as an agent does."""
+
+    status = 503
+    code = "agent_unreachable"
+    title = "Preview pod unreachable"
+
+
+class AgentRefused(GatewayError):
+    """The agent in a preview's pod refused an order; ``reason`` is its code, see docs/agent.md."""
+
+    status = 502
+    code = "agent_refused"
+    title = "Preview pod refused"
+
+    def __init__(self, detail: str, *, reason: str = "") -> None:
+        super().__init__(f"the agent of the preview refused: {detail}")
+        self.reason = reason
 
 
 class SettingsError(GatewayError):
