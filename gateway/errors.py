@@ -24,6 +24,14 @@ translated into one of these where they enter.
      |   +- NotAcknowledged 503       fewer Redis replicas acknowledged than required
      +- Fenced 409                    another owner or generation holds the session
      +- SpawnFailed 502               the dev server could not be started
+     +- KubeUnavailable 503           the Kubernetes API server did not answer, or not now
+     +- KubeRefused 502               the Kubernetes API server refused a call
+     |   +- KubeForbidden             by RBAC, a quota or an admission rule
+     |   +- KubeNotFound              the object, or its namespace
+     |   +- KubeAlreadyExists         the name is taken
+     |   +- KubeConflict              another version or UID than the call was meant for
+     |   +- KubeGone                  the resource version is too old: list again
+     |   +- KubeInvalid               the object does not make sense
      +- AgentUnreachable 503          nothing answers in a preview's pod as its agent does
      +- AgentRefused 502              the agent in a preview's pod refused an order
      +- SettingsError                 refused at start
@@ -215,6 +223,93 @@ class SpawnFailed(GatewayError):
     def __init__(self, reason: str, *, log_tail: str = "") -> None:
         super().__init__(reason)
         self.log_tail = log_tail
+
+
+class KubeUnavailable(GatewayError):
+    """The Kubernetes API server did not answer in time, or asks to come back later.
+
+    ``uncertain``: whether the call may have taken effect all the same. ``asked_seconds``: after
+    which time it asks to come back, 0 if it does not.
+    """
+
+    status = 503
+    code = "kubernetes_unavailable"
+    title = "Kubernetes unavailable"
+    retry_after = 1
+
+    def __init__(
+        self, message: str, *, retry_after: int | None = None, uncertain: bool = True
+    ) -> None:
+        super().__init__(message)
+        self.uncertain = uncertain
+        self.asked_seconds = retry_after or 0
+        if retry_after is not None:
+            self.retry_after = retry_after
+
+
+class KubeRefused(GatewayError):
+    """The Kubernetes API server refused a call, for a ``reason`` and with a message of its own.
+
+    ``http_status`` is its status. ``repeated``: an earlier try of the same call may have taken
+    effect, so that a name that is taken may have been taken by this very call.
+    """
+
+    status = 502
+    code = "kubernetes_refused"
+    title = "Kubernetes refused"
+
+    def __init__(self, message: str, *, http_status: int = 0, reason: str = "") -> None:
+        super().__init__(message)
+        self.http_status = http_status
+        self.reason = reason
+        self.repeated = False
+
+
+class KubeForbidden(KubeRefused):
+    """The gateway's account may not do this, or a quota or an admission rule is against it."""
+
+    code = "kubernetes_forbidden"
+    title = "Kubernetes forbids"
+
+    @property
+    def quota_exceeded(self) -> bool:
+        """Whether a ResourceQuota is used up: it passes when something else ends."""
+        return "exceeded quota" in str(self)
+
+
+class KubeNotFound(KubeRefused):
+    """The object does not exist; for a new one, its namespace does not."""
+
+    code = "kubernetes_not_found"
+    title = "Not found in Kubernetes"
+
+
+class KubeAlreadyExists(KubeRefused):
+    """An object of this name exists."""
+
+    code = "kubernetes_already_exists"
+    title = "Name taken in Kubernetes"
+
+
+class KubeConflict(KubeRefused):
+    """The object has another version or UID than the call was meant for."""
+
+    code = "kubernetes_conflict"
+    title = "Conflict in Kubernetes"
+
+
+class KubeGone(KubeRefused):
+    """The API server no longer knows what happened since the given version: list again."""
+
+    code = "kubernetes_gone"
+    title = "Version too old for Kubernetes"
+
+
+class KubeInvalid(KubeRefused):
+    """The object is not one that Kubernetes takes."""
+
+    code = "kubernetes_invalid"
+    title = "Invalid for Kubernetes"
 
 
 class AgentUnreachable(GatewayError):
