@@ -2,7 +2,9 @@
 
 Each session with recent traffic is offered to an heir. The heir starts a dev server of its own and
 succeeds in one step; until then requests go where they went. What finds no heir in time is put to
-sleep when the replica closes, and the next request wakes it elsewhere.
+sleep when the replica closes, and the next request wakes it elsewhere. Where dev servers outlast
+their owner, an heir adopts what runs, all of it, and what finds none goes on without an owner until
+another replica notices.
 """
 
 from __future__ import annotations
@@ -40,8 +42,16 @@ class Handover:
     """Finds heirs, for the replica that leaves."""
 
     def __init__(
-        self, settings: Settings, registry: Registry, replica: Replica, waiter: Waiter
+        self,
+        settings: Settings,
+        registry: Registry,
+        replica: Replica,
+        waiter: Waiter,
+        *,
+        outlasting: bool,
     ) -> None:
+        """``outlasting``: see ``Spawner``."""
+        self._outlasting = outlasting
         self._budget_seconds = settings.handover_seconds
         self._registry = registry
         self._replica = replica
@@ -89,10 +99,10 @@ class Handover:
         async with slots:
             for heir in sorted(heirs, key=order(holding.id, heirs).__getitem__):
                 session = await self._registry.session(holding.id)
-                if session is None or not _is_worth_it(session, holding, self._replica.owner):
+                if session is None or not self._is_worth_it(session, holding):
                     return False
                 try:
-                    holding.offered = True
+                    holding.offered = not self._outlasting
                     await self._registry.offer(
                         holding.id,
                         owner=self._replica.owner,
@@ -101,19 +111,19 @@ class Handover:
                     )
                     session = await self._waiter.wait(
                         holding.id,
-                        lambda now: now.generation != holding.generation,
+                        lambda now: now.owner != self._replica.owner,
                         seconds=_OFFER_SECONDS,
                     )
                 except (Fenced, SessionNotFound) as exc:
                     log.info("session %s moved on meanwhile: %s", holding.id, exc)
                     return False
-                if session.generation != holding.generation:
+                if session.owner != self._replica.owner:
                     log.info("session %s was handed over to %s", holding.id, session.owner)
                     return True
         return False
 
-
-def _is_worth_it(session: Session, holding: Holding, owner: str) -> bool:
-    if session.owner != owner or session.generation != holding.generation:
-        return False
-    return session.state in OWNED and is_wanted(session)
+    def _is_worth_it(self, session: Session, holding: Holding) -> bool:
+        is_ours = session.owner == self._replica.owner and session.generation == holding.generation
+        if not is_ours or session.state not in OWNED:
+            return False
+        return self._outlasting or is_wanted(session)

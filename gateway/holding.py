@@ -24,7 +24,7 @@ from gateway.errors import (
 from gateway.registry.base import Change, Registry
 from gateway.reports import StreamReports
 from gateway.session import Session, SessionId, State
-from gateway.spawner.base import DevServer, Job, Spawner
+from gateway.spawner.base import DevServer, Job, Running, Spawner
 
 log: Final = logging.getLogger(__name__)
 
@@ -40,15 +40,19 @@ class Holder(Protocol):
     def failed(self, holding: Holding, reason: str, log_tail: str) -> None:
         """The dev server is gone, or never came."""
 
+    def vanished(self, holding: Holding, reason: str) -> None:
+        """The dev server is gone by no fault of its own: the next request may have a new one."""
+
     def lost(self, holding: Holding) -> None:
-        """The session went on without this generation."""
+        """The session went on without this owner, or without this generation."""
 
 
 class Holding:
     """Starts a dev server, brings edits to it, and stops it. ``begin`` and ``drop`` are the ends.
 
     An heir starts one for a session that another replica still runs (``Session.heir``): it moves
-    nothing until the dev server is ready, and succeeds then.
+    nothing until the dev server is ready, and succeeds then. One that is ``adopted`` runs already,
+    and goes on when this replica lets go of it (``Spawner.outlasting``).
     """
 
     def __init__(
@@ -60,6 +64,7 @@ class Holding:
         spawner: Spawner,
         holder: Holder,
         slots: asyncio.Semaphore | None = None,
+        adopted: bool = False,
     ) -> None:
         """``slots`` bounds how many of those that nobody waits for start at a time."""
         self.id: Final = session.id
@@ -76,6 +81,7 @@ class Holding:
         self._spawner = spawner
         self._holder = holder
         self._slots = slots
+        self._adopted = adopted
         #: sha256 of each file as it stands in the workspace.
         self._applied: dict[str, bytes] = {}
         self._revision = 0
@@ -84,6 +90,7 @@ class Holding:
             session.id,
             self.generation,
             on_exit=lambda reason, tail: holder.failed(self, reason, tail),
+            on_vanish=lambda reason: holder.vanished(self, reason),
         )
         self._task: asyncio.Task[None] | None = None
         self._dropping: asyncio.Task[None] | None = None
@@ -92,18 +99,22 @@ class Holding:
         """Start the dev server."""
         self._task = asyncio.create_task(self._run(), name=f"session {self.id}")
 
-    async def drop(self) -> None:
-        """Stop what runs here; says nothing to the registry. Idempotent."""
+    async def drop(self, *, release: bool = False) -> None:
+        """Stop what runs here, or ``release`` it to another owner; says nothing to the registry.
+
+        Idempotent: what is asked for first is done.
+        """
         if self._dropping is None:
-            self._dropping = asyncio.create_task(self._drop(), name=f"drop {self.id}")
+            self._dropping = asyncio.create_task(self._drop(release), name=f"drop {self.id}")
         # Once begun it goes on, also when the one who asked for it is cancelled.
         await asyncio.shield(self._dropping)
 
-    async def _drop(self) -> None:
+    async def _drop(self, release: bool) -> None:
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self._spawner.stop(self.id, generation=self.generation)
+        end = self._spawner.release if release else self._spawner.stop
+        await end(self.id, generation=self.generation)
         await self._reports.close(seconds=_FLUSH_SECONDS)
 
     # -- start -----------------------------------------------------------------------------------
@@ -111,7 +122,9 @@ class Holding:
     async def _run(self) -> None:
         """From registered to ready, then apply edits until cancelled."""
         try:
-            if self._slots is None:
+            if self._adopted:
+                await self._adopt()
+            elif self._slots is None:
                 await self._start()
             else:
                 async with self._slots:
@@ -134,6 +147,20 @@ class Holding:
             reason = "the gateway failed to run this session; its log says why"
             self._holder.failed(self, reason, "")
 
+    async def _adopt(self) -> None:
+        """Look after a dev server that runs already."""
+        try:
+            running = Running(self.id, self.generation)
+            found = await self._spawner.adopt(running, self._reports)
+        except SpawnFailed as exc:
+            log.info("session %s has no dev server any more: %s", self.id, exc)
+            self._holder.vanished(self, str(exc))
+            return
+        self._revision, self._applied = found.revision, dict(found.digests)
+        log.info("session %s is looked after here from now on", self.id)
+        self.ready = True
+        self.edited.set()
+
     async def _start(self) -> None:
         session = self._session
         if session.state is State.REGISTERED and not self.is_heir:
@@ -147,6 +174,7 @@ class Holding:
             recipe=session.recipe,
             base=session.base,
             files=files,
+            revision=session.revision,
         )
         started = asyncio.get_running_loop().time()
         server = await self._spawner.start(job, self._reports)
@@ -242,7 +270,9 @@ class Holding:
         }
         delete = [path for path in self._applied if path not in wanted]
         try:
-            await self._spawner.write(self.id, write=write, delete=delete)
+            await self._spawner.write(
+                self.id, write=write, delete=delete, revision=session.revision
+            )
         except BadFiles as exc:
             # The dev server has put something in the way; what it runs is still worth showing.
             self._reports.log([f"an edit could not be written: {exc}"])

@@ -65,7 +65,11 @@ class Lifecycle:
         self._takeover = Takeover(settings, registry, replica, self)
         self._watchers = Watchers(registry)
         self._stopping = Stopping(settings, registry, self._watchers, self._takeover)
-        self._handover = Handover(settings, registry, replica, self._watchers)
+        #: Whether what runs here goes on without this replica.
+        self._outlasting = spawner is not None and spawner.outlasting
+        self._handover = Handover(
+            settings, registry, replica, self._watchers, outlasting=self._outlasting
+        )
         self._held: dict[SessionId, Holding] = {}
         #: Their dev servers are gone, and the registry does not know it yet.
         self._failing: set[Holding] = set()
@@ -121,7 +125,10 @@ class Lifecycle:
         await self._handover.run([held for held in self._held.values() if not held.is_heir])
 
     async def close(self) -> None:
-        """Put all that is not handed over to sleep, stop its dev servers, give the lease back."""
+        """Put all that is not handed over to sleep, stop its dev servers, give the lease back.
+
+        Dev servers that outlast the replica go on: others adopt them.
+        """
         if self._closing:
             return
         try:
@@ -142,7 +149,7 @@ class Lifecycle:
         await asyncio.gather(*tasks, return_exceptions=True)
         reason = "its replica was shut down"
         await asyncio.gather(
-            *(self._put_to_sleep(held, reason) for held in tuple(self._held.values())),
+            *(self._leave_behind(held, reason) for held in tuple(self._held.values())),
             *self._drops,
             return_exceptions=True,
         )
@@ -196,9 +203,9 @@ class Lifecycle:
             await self._stopping.until_ended(session)
         raise SessionConflict(new.id)
 
-    def _begin(self, session: Session, *, in_turn: bool = False) -> None:
+    def _begin(self, session: Session, *, in_turn: bool = False, adopted: bool = False) -> None:
         """Start the dev server of a session that this replica owns or inherits, unless it is
-        under way.
+        under way; look after the one that runs if it is ``adopted``.
         """
         if self._closing or self._spawner is None:
             return
@@ -214,6 +221,7 @@ class Lifecycle:
             spawner=self._spawner,
             holder=self,
             slots=self._slots if in_turn else None,
+            adopted=adopted,
         )
         self._held[session.id] = holding
         holding.begin()
@@ -228,9 +236,27 @@ class Lifecycle:
         else:
             self._spawn_task(self._fail(holding, reason, log_tail), f"fail {holding.id}")
 
+    def vanished(self, holding: Holding, reason: str) -> None:
+        """Implements ``holding.Holder``."""
+        log.warning("the dev server of session %s is gone: %s", holding.id, reason)
+        self._spawn_task(self._put_to_sleep(holding, reason), f"put to sleep {holding.id}")
+
     def lost(self, holding: Holding) -> None:
         """Implements ``holding.Holder``."""
-        self._let_go(holding)
+        if self._outlasting:
+            self._spawn_task(self._settle_lost(holding), f"settle {holding.id}")
+        else:
+            self._let_go(holding)
+
+    async def _settle_lost(self, holding: Holding) -> None:
+        """Stop what runs, unless just its owner is another one now."""
+        session = await answered(holding.id, lambda: self._registry.session(holding.id))
+        goes_on = (
+            session is not None
+            and session.state is State.READY
+            and session.generation == holding.generation
+        )
+        self._let_go(holding, release=goes_on)
 
     async def _fail(self, holding: Holding, reason: str, log_tail: str) -> None:
         """The dev server is gone or never came: say so, and clean up."""
@@ -244,14 +270,16 @@ class Lifecycle:
         finally:
             self._failing.discard(holding)
 
-    async def _drop(self, holding: Holding) -> None:
-        """Stop what runs here of a session; says nothing to the registry."""
+    async def _drop(self, holding: Holding, *, release: bool = False) -> None:
+        """Stop or ``release`` what runs here of a session; says nothing to the registry."""
         if self._held.get(holding.id) is holding:
             del self._held[holding.id]
-        await holding.drop()
+        await holding.drop(release=release)
 
-    def _let_go(self, holding: Holding, *, linger_seconds: float = 0.0) -> None:
-        """The session is another's now, or nobody's: stop what runs here of it."""
+    def _let_go(
+        self, holding: Holding, *, linger_seconds: float = 0.0, release: bool = False
+    ) -> None:
+        """The session is another's now, or nobody's: stop, or ``release``, what runs of it."""
         if self._held.get(holding.id) is holding:
             del self._held[holding.id]
 
@@ -259,7 +287,7 @@ class Lifecycle:
             try:
                 await asyncio.sleep(linger_seconds)
             finally:
-                await holding.drop()
+                await holding.drop(release=release)
 
         task = asyncio.create_task(drop(), name=f"let go {holding.id}")
         self._drops.add(task)
@@ -276,6 +304,12 @@ class Lifecycle:
     async def touch(self, session_ids: Collection[SessionId]) -> None:
         """Note traffic of these sessions, for the replicas that own them."""
         await self._registry.touch(session_ids)
+
+    async def _leave_behind(self, holding: Holding, reason: str) -> None:
+        if self._outlasting:
+            await self._drop(holding, release=True)
+        else:
+            await self._put_to_sleep(holding, reason)
 
     async def _put_to_sleep(self, holding: Holding, reason: str) -> None:
         """First no replica routes here any more, then the dev server stops."""
@@ -358,6 +392,23 @@ class Lifecycle:
         log.info("session %s is taken over from %s", session.id, session.owner or "nobody")
         self._begin(claimed, in_turn=in_turn)
 
+    async def adopt(self, session: Session) -> bool:
+        """Look after the dev server of a READY session that outlives its owner; False if none does.
+
+        Raises Fenced if somebody else does.
+        """
+        if not self._outlasting or session.state is not State.READY:
+            return False
+        if session.owner != self.replica.owner:
+            session = await self._registry.adopt(
+                session.id,
+                owner=self.replica.owner,
+                generation=session.generation,
+                former=session.owner,
+            )
+        self._begin(session, adopted=True)
+        return True
+
     async def _passed_on(self, session: Session) -> bool:
         """Whether another replica was asked to start a session, because this one leaves."""
         if self._departure is None:
@@ -372,6 +423,8 @@ class Lifecycle:
         try:
             session = await self._registry.session(session_id)
             if session is None or session.heir != self.replica.owner:
+                return
+            if await self.adopt(session):
                 return
             if session.state is State.READY:
                 self._begin(session)
@@ -410,6 +463,8 @@ class Lifecycle:
             self._spawn_task(self._finish_stop(holding), f"stop {holding.id}")
         elif route.state in ENDED or route.state is State.SLEEPING:
             self._let_go(holding)
+        elif self._outlasting and route.owner != self.replica.id:
+            self._let_go(holding, release=True)
         elif holding.ready:
             holding.edited.set()
 
@@ -440,9 +495,10 @@ class Lifecycle:
 
     def _cut_off(self, seconds: float) -> None:
         """The outage is longer than what was agreed to: others may run what runs here."""
-        log.error("no registry for %.0f s: %d dev servers are stopped", seconds, len(self._held))
+        done = "left to others" if self._outlasting else "stopped"
+        log.error("no registry for %.0f s: %d dev servers are %s", seconds, len(self._held), done)
         for holding in tuple(self._held.values()):
-            self._let_go(holding)
+            self._let_go(holding, release=self._outlasting)
 
     def _spawn_task(self, coroutine: Coroutine[Any, Any, None], name: str) -> None:
         task = asyncio.create_task(coroutine, name=name)

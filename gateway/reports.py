@@ -38,11 +38,13 @@ class StreamReports:
         generation: int,
         *,
         on_exit: Callable[[str, str], None],
+        on_vanish: Callable[[str], None],
     ) -> None:
         self._registry = registry
         self._id = session_id
         self._generation = generation
         self._on_exit = on_exit
+        self._on_vanish = on_vanish
         self._pending: deque[tuple[EventType, dict[str, Any]]] = deque()
         self._lines = 0
         self._dropped = 0
@@ -81,6 +83,10 @@ class StreamReports:
     def exited(self, reason: str, log_tail: str) -> None:
         """The dev server, once ready, has ended by itself."""
         self._on_exit(reason, log_tail)
+
+    def vanished(self, reason: str) -> None:
+        """The dev server, once ready, was taken away by no fault of its own."""
+        self._on_vanish(reason)
 
     async def flush(self, *, seconds: float) -> None:
         """Wait until everything said so far is in the stream, or ``seconds`` are over."""

@@ -40,6 +40,12 @@ class Keeper(Protocol):
     async def take_over(self, session: Session, *, in_turn: bool = False) -> None:
         """Claim a session and start it. Raises Fenced if somebody else did."""
 
+    async def adopt(self, session: Session) -> bool:
+        """Look after the dev server of a READY session that outlives its owner; False if none does.
+
+        Raises Fenced if somebody else does.
+        """
+
 
 class Sweeper:
     """Expires sessions, lets idle ones sleep, mends what is out of order. Owns no task itself."""
@@ -118,6 +124,8 @@ class Sweeper:
         Or the registry has lost what came after: then its newest owner is about to restore it.
         """
         if await self._registry.recovering_seconds() > 0:
+            return
+        if await self._keeper.adopt(session):
             return
         if is_wanted(session):
             await self._keeper.take_over(session, in_turn=True)

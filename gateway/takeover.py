@@ -47,6 +47,12 @@ class Taker(Protocol):
         Raises Fenced if somebody else did.
         """
 
+    async def adopt(self, session: Session) -> bool:
+        """Look after the dev server of a READY session that outlives its owner; False if none does.
+
+        Raises Fenced if somebody else does.
+        """
+
 
 class Takeover:
     """Looks for owners that lost their lease and takes its part of what they held."""
@@ -109,6 +115,8 @@ class Takeover:
         try:
             if session.state is State.STOPPING:
                 await self.finish(session)
+            elif await self._taker.adopt(session):
+                pass
             elif is_wanted(session):
                 await self._taker.take_over(session, in_turn=True)
             else:

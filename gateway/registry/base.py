@@ -266,6 +266,16 @@ class Registry(Protocol):
         Raises Fenced if the offer has ended, SessionNotFound.
         """
 
+    async def adopt(
+        self, session_id: SessionId, *, owner: str, generation: int, former: str
+    ) -> Session:
+        """Become the owner of a READY session whose dev server outlives its ``former`` owner.
+
+        Nothing else changes: same generation, same endpoint, no request notices. Raises Fenced if
+        generation, owner or state do not fit, SessionNotFound. Whether the former owner is dead, or
+        agrees, is the caller's question.
+        """
+
     async def request_stop(
         self, session_id: SessionId, *, reason: str, to: State = State.STOPPED
     ) -> Stop:

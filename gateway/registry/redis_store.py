@@ -295,6 +295,19 @@ class RedisRegistry:
             )
         return session
 
+    async def adopt(
+        self, session_id: SessionId, *, owner: str, generation: int, former: str
+    ) -> Session:
+        """Become the owner; generation and endpoint stay."""
+        await self._enlist(session_id, owner)
+        code, session = await self._change(scripts.ADOPT, session_id, [owner, generation, former])
+        if code == 0:
+            raise Fenced(
+                f"{owner} cannot adopt session {session_id} of {former} in generation "
+                f"{generation}: it is {_standing(session)}"
+            )
+        return session
+
     async def request_stop(
         self, session_id: SessionId, *, reason: str, to: State = State.STOPPED
     ) -> Stop:

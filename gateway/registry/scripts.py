@@ -47,6 +47,7 @@ RESTORE: Final = _load("restore")
 TOUCH: Final = _load("touch", when_full=True)
 OFFER: Final = _load("offer")
 SUCCEED: Final = _load("succeed")
+ADOPT: Final = _load("adopt")
 QUOTA: Final = _load("quota")
 
 ALL: Final = (
@@ -68,5 +69,6 @@ ALL: Final = (
     TOUCH,
     OFFER,
     SUCCEED,
+    ADOPT,
     QUOTA,
 )

@@ -21,6 +21,24 @@ class Job:
     recipe: Recipe
     base: str
     files: Mapping[str, bytes] = field(repr=False)
+    #: Of the files.
+    revision: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A dev server that some spawner has started, to be found again by another one."""
+
+    session_id: SessionId
+    generation: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What is known of a dev server that was adopted: the files it has, by path and sha256."""
+
+    revision: int
+    digests: Mapping[str, bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,9 +61,19 @@ class Reports(Protocol):
     def exited(self, reason: str, log_tail: str) -> None:
         """The dev server, once ready, has ended by itself. Not called for a requested stop."""
 
+    def vanished(self, reason: str) -> None:
+        """The dev server, once ready, was taken away by no fault of its own (its node is gone)."""
+
 
 class Spawner(Protocol):
     """Starts and stops dev servers. One contract suite tests every implementation."""
+
+    @property
+    def outlasting(self) -> bool:
+        """Whether dev servers live on without the spawner that has started them.
+
+        Then another one can ``adopt`` them, and none stops them because its replica ends.
+        """
 
     async def open(self) -> None:
         """Make ready; remove what a former life left behind."""
@@ -67,16 +95,28 @@ class Spawner(Protocol):
         generation of the same session is stopped first.
         """
 
+    async def adopt(self, running: Running, reports: Reports) -> Found:
+        """Look after a dev server that another spawner has started, from now on.
+
+        Only where dev servers are ``outlasting``. Raises SpawnFailed, with the reason, if it is
+        there no more.
+        """
+
+    async def release(self, session_id: SessionId, *, generation: int) -> None:
+        """Look no longer after a dev server, which goes on; one that cannot is stopped."""
+
     async def write(
         self,
         session_id: SessionId,
         *,
         write: Mapping[str, bytes],
         delete: Sequence[str] = (),
+        revision: int = 0,
     ) -> None:
         """Put edits into the workspace so that the dev server's file watcher sees them.
 
-        Each file changes atomically. Does nothing for a session without a workspace.
+        Each file changes atomically; the workspace then has ``revision``. Does nothing for a
+        session without a workspace.
         """
 
     async def read(self, session_id: SessionId, paths: Collection[str]) -> dict[str, bytes]:

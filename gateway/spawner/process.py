@@ -17,7 +17,7 @@ from typing import Final
 from gateway.errors import SpawnFailed
 from gateway.session import SessionId
 from gateway.settings import Settings
-from gateway.spawner.base import DevServer, Job, Reports
+from gateway.spawner.base import DevServer, Found, Job, Reports, Running
 from gateway.spawner.dependencies import Dependencies
 from gateway.spawner.leftovers import Tenure
 from gateway.spawner.nodejs import Node, find_node
@@ -103,12 +103,26 @@ class ProcessSpawner:
         """For the metrics."""
         return self._pool.samples()
 
+    @property
+    def outlasting(self) -> bool:
+        """Processes end with the replica that started them."""
+        return False
+
+    async def adopt(self, running: Running, reports: Reports) -> Found:
+        """See ``Spawner.adopt``: a process is nobody's but its parent's."""
+        raise SpawnFailed("its dev server ended with the replica that ran it")
+
+    async def release(self, session_id: SessionId, *, generation: int) -> None:
+        """See ``Spawner.release``."""
+        await self.stop(session_id, generation=generation)
+
     async def write(
         self,
         session_id: SessionId,
         *,
         write: Mapping[str, bytes],
         delete: Sequence[str] = (),
+        revision: int = 0,
     ) -> None:
         """See ``Spawner.write``. Raises BadFiles, also for a link put where a folder should be."""
         runs = self._of(session_id)

@@ -280,6 +280,9 @@ class _Quiet:
     def exited(self, reason: str, log_tail: str) -> None:
         """Implements ``Reports``."""
 
+    def vanished(self, reason: str) -> None:
+        """Implements ``Reports``."""
+
 
 def _log_failure(task: asyncio.Task[None]) -> None:
     if not task.cancelled() and (error := task.exception()):

@@ -13,7 +13,7 @@ from gateway.registry.base import Replica
 from gateway.registry.redis_store import RedisRegistry
 from gateway.session import Endpoint, Hmr, Session, SessionId, State
 from gateway.settings import Settings
-from gateway.spawner.base import DevServer, Job, Reports
+from gateway.spawner.base import DevServer, Found, Job, Reports, Running
 from tests.contract.conftest import ID, Opener, Server
 
 FAST = {"lease_seconds": 1.0, "stop_grace_seconds": 0.1}
@@ -22,7 +22,10 @@ FAST = {"lease_seconds": 1.0, "stop_grace_seconds": 0.1}
 class ScriptedSpawner:
     """Starts nothing; each start waits for ``go`` and ends as the test says."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, outlasting: bool = False) -> None:
+        self.outlasting = outlasting
+        self.adopted: list[Running] = []
+        self.released: list[tuple[SessionId, int]] = []
         self.started: list[Job] = []
         self.stopped: list[tuple[SessionId, int | None]] = []
         self.read_paths: list[str] = []
@@ -57,8 +60,27 @@ class ScriptedSpawner:
         self.reports[job.session_id] = reports
         return DevServer(Endpoint("127.0.0.1", 4000 + len(self.started)), Hmr("", "vite-hmr"))
 
+    async def adopt(self, running: Running, reports: Reports) -> Found:
+        self.adopted.append(running)
+        self.news.set()
+        if self.failure is not None:
+            raise self.failure
+        self.running[running.session_id] = running.generation
+        self.reports[running.session_id] = reports
+        return Found(1, {})
+
+    async def release(self, session_id: SessionId, *, generation: int) -> None:
+        self.released.append((session_id, generation))
+        self.running.pop(session_id, None)
+        self.news.set()
+
     async def write(
-        self, session_id: SessionId, *, write: Mapping[str, bytes], delete: Sequence[str] = ()
+        self,
+        session_id: SessionId,
+        *,
+        write: Mapping[str, bytes],
+        delete: Sequence[str] = (),
+        revision: int = 0,
     ) -> None:
         self.written.append((dict(write), list(delete)))
         self.news.set()
@@ -86,9 +108,11 @@ class ScriptedSpawner:
 class Replicated:
     """One replica's life cycle, with its registry and its spawner."""
 
-    def __init__(self, name: str, registry: RedisRegistry, settings: Settings) -> None:
+    def __init__(
+        self, name: str, registry: RedisRegistry, settings: Settings, *, outlasting: bool
+    ) -> None:
         self.registry = registry
-        self.spawner = ScriptedSpawner()
+        self.spawner = ScriptedSpawner(outlasting=outlasting)
         self.life = Lifecycle(settings, registry, self.spawner, Replica(name, "1"))
 
     async def state(self, state: State, session_id: SessionId = ID) -> Session:
@@ -106,9 +130,10 @@ async def lives(server: Server, connect: Opener) -> AsyncIterator[Start]:
     """Starts replicas' life cycles and closes them in the end."""
     opened: list[Lifecycle] = []
 
-    async def start(name: str, **changes: Any) -> Replicated:
+    async def start(name: str, *, outlasting: bool = False, **changes: Any) -> Replicated:
         settings = Settings(**{**FAST, **changes})
-        replica = Replicated(name, await connect(server.url, **{**FAST, **changes}), settings)
+        registry = await connect(server.url, **{**FAST, **changes})
+        replica = Replicated(name, registry, settings, outlasting=outlasting)
         opened.append(replica.life)
         await replica.life.open()
         return replica

@@ -31,6 +31,9 @@ class Printed:
     def exited(self, reason: str, log_tail: str) -> None:
         print("exited", reason, flush=True)  # noqa: T201
 
+    def vanished(self, reason: str) -> None:
+        print("vanished", reason, flush=True)  # noqa: T201
+
 
 async def main() -> None:
     loop = asyncio.get_running_loop()

@@ -21,7 +21,9 @@ async def reports(registry: RedisRegistry) -> AsyncIterator[StreamReports]:
     """Reports of the first generation of a session."""
     new = NewSession(ID, "digest", Recipe(), {}, "/", 60, 0)
     session = (await registry.register(new, owner="a/1")).session
-    reports = StreamReports(registry, ID, session.generation, on_exit=lambda *_: None)
+    reports = StreamReports(
+        registry, ID, session.generation, on_exit=lambda *_: None, on_vanish=lambda _: None
+    )
     yield reports
     await reports.close(seconds=5)
 

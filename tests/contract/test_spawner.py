@@ -85,6 +85,9 @@ class Heard:
         self.exits.append((reason, log_tail))
         self._news.set()
 
+    def vanished(self, reason: str) -> None:
+        raise AssertionError(f"a process does not vanish: {reason}")
+
     async def until(self, condition: Callable[[], object]) -> None:
         """Return when a report has made the condition true."""
         async with asyncio.timeout(60):
