@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from gateway.app import Gateway
 
 _BAD_USAGE: Final = 2
+#: How long `up` bears with a gateway that cannot answer before it says so.
+_UP_SECONDS: Final = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -144,7 +146,14 @@ def _add_client(command: argparse.ArgumentParser) -> None:
 
 def _client(options: argparse.Namespace) -> Client:
     settings = load_settings()
-    return Client(_url(options, settings), token=options.token or _token(settings))
+    token = options.token or _token(settings)
+    # Somebody waits at a terminal: what does not answer is said at once.
+    return Client(_url(options, settings), token=token, patience_seconds=0)
+
+
+def _own_client(settings: Settings) -> Client:
+    """A client of the gateway that answers, or is to answer, on this machine."""
+    return Client(_local_url(settings), token=_token(settings), patience_seconds=_UP_SECONDS)
 
 
 def _url(options: argparse.Namespace, settings: Settings) -> str:
@@ -216,15 +225,13 @@ def _up(options: argparse.Namespace) -> int:
 
     async def run() -> None:
         async with AsyncExitStack() as stack:
-            url = _local_url(settings)
-            client = await stack.enter_async_context(Client(url, token=_token(settings)))
+            client = await stack.enter_async_context(_own_client(settings))
             if not settings.port or not await client.alive():
                 gateway = Gateway(settings)
                 await gateway.open()
                 stack.push_async_callback(gateway.close)
-                url = _local_url(gateway.settings)
-                client = await stack.enter_async_context(Client(url, token=_token(settings)))
-                tell("serving", url=url)
+                client = await stack.enter_async_context(_own_client(gateway.settings))
+                tell("serving", url=_local_url(gateway.settings))
             await up(client, folder, tell=tell, open_browser=options.open)
 
     return _run(run())

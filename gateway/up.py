@@ -157,7 +157,7 @@ async def _sync(client: Client, session_id: str, folder: Folder, tell: Tell) -> 
             if not edits:
                 continue
             try:
-                revision = await client.edit(session_id, write=edits.write, delete=edits.delete)
+                edited = await client.edit(session_id, write=edits.write, delete=edits.delete)
             except (ApiError, Unreachable) as exc:
                 tell("not synced", detail=f"{edits}: {exc}")
                 # A refused edit is refused again; one that did not arrive is sent again.
@@ -165,4 +165,4 @@ async def _sync(client: Client, session_id: str, folder: Folder, tell: Tell) -> 
                     folder.forget(edits)
                     look = True
                 continue
-            tell("synced", detail=str(edits), revision=revision)
+            tell("synced", detail=str(edits), revision=edited["revision"])
