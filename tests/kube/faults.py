@@ -22,6 +22,8 @@ class Fault:
 
     verb: Verb | None
     times: int
+    #: So many calls are let pass before.
+    after: int = 0
     delay: float = 0.0
     drop: bool = False
     refusal: Callable[[], Refusal] | None = None
@@ -46,6 +48,9 @@ class Faults:
         """The fault that hits a call of this verb now."""
         for fault in self._waiting:
             if fault.verb in (None, verb):
+                if fault.after:
+                    fault.after -= 1
+                    continue
                 fault.times -= 1
                 if fault.times <= 0:
                     self._waiting.remove(fault)
@@ -54,19 +59,19 @@ class Faults:
 
     def refuse(self, verb: Verb | None, refusal: Callable[[], Refusal], *, times: int = 1) -> None:
         """Answer the next calls with what ``refusal`` makes; nothing of them takes effect."""
-        self._waiting.append(Fault(verb, times, refusal=refusal))
+        self._waiting.append(Fault(verb, times, after, refusal=refusal))
 
     def delay(self, verb: Verb | None, seconds: float, *, times: int = 1) -> None:
         """Let the next calls wait before they take effect."""
         self._waiting.append(Fault(verb, times, delay=seconds))
 
-    def drop(self, verb: Verb | None, *, times: int = 1) -> None:
+    def drop(self, verb: Verb | None, *, times: int = 1, after: int = 0) -> None:
         """Close the connection of the next calls before they take effect."""
-        self._waiting.append(Fault(verb, times, drop=True))
+        self._waiting.append(Fault(verb, times, after, drop=True))
 
-    def lose_reply(self, verb: Verb | None, *, times: int = 1) -> None:
+    def lose_reply(self, verb: Verb | None, *, times: int = 1, after: int = 0) -> None:
         """Let the next calls take effect, and close the connection instead of answering."""
-        self._waiting.append(Fault(verb, times, lose_reply=True))
+        self._waiting.append(Fault(verb, times, after, lose_reply=True))
 
     def clear(self) -> None:
         """Everything is well from now on."""

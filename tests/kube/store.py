@@ -74,6 +74,8 @@ class Store:
         #: The oldest version from which everything is known.
         self.oldest = _FIRST_VERSION
         self.watches: set[Watch] = set()
+        #: Told of every change in the moment it is made.
+        self.listeners: list[Callable[[Change], None]] = []
 
     # -- reading -------------------------------------------------------------------------------
 
@@ -207,6 +209,8 @@ class Store:
             self.oldest = self._history.popleft().version
         for watch in self.watches:
             watch.queue.put_nowait(change)
+        for listener in self.listeners:
+            listener(change)
 
 
 def key_of(pod: Mapping[str, Any]) -> Key:

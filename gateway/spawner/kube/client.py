@@ -70,9 +70,11 @@ class KubeApi:
         *,
         attempt_seconds: float = _ATTEMPT_SECONDS,
         call_seconds: float = _CALL_SECONDS,
+        watch_margin_seconds: float = _WATCH_MARGIN_SECONDS,
     ) -> None:
         self._config = config
         self._attempt_seconds = attempt_seconds
+        self._watch_margin_seconds = watch_margin_seconds
         self._call_seconds = call_seconds
         namespace = quote(config.namespace, safe="")
         self._pods = f"{config.url}/api/v1/namespaces/{namespace}/pods"
@@ -157,7 +159,7 @@ class KubeApi:
             "resourceVersion": resource_version,
             "timeoutSeconds": str(lasts),
         }
-        limit = lasts + _WATCH_MARGIN_SECONDS
+        limit = lasts + self._watch_margin_seconds
         async with self._exchange("GET", self._pods, query=query, seconds=limit) as response:
             async for line in _lines(response.content.iter_any()):
                 yield _event(line)

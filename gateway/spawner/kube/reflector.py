@@ -27,6 +27,8 @@ _LONGEST_PAUSE_SECONDS: Final = 15.0
 _CANCEL_SECONDS: Final = 1.0
 #: The shortest time a watch is opened for; less is left to the list that is due.
 _SHORTEST_WATCH_SECONDS: Final = 1.0
+#: After so many failures in a row the version may be to blame: list.
+_RELIST_AFTER: Final = 3
 
 
 class Listener(Protocol):
@@ -151,11 +153,11 @@ class Reflector:
             asked = 0.0
             try:
                 await self._advance()
+                continue
             except KubeGone as exc:
                 # As usual after a longer pause: what is known is replaced by a list.
                 _log.info("the watch of pods begins anew: %s", exc)
                 self._relist_at = float("-inf")
-                self._failures += 1
             except GatewayError as exc:
                 asked = exc.asked_seconds if isinstance(exc, KubeUnavailable) else 0.0
                 self._failed(exc)
@@ -163,16 +165,14 @@ class Reflector:
                 # A defect must not end the task: without it this replica would learn nothing more.
                 _log.exception("the reflector of pods failed")
                 self._failed(KubeUnavailable(f"the reflector of pods failed: {exc!r}"))
+            self._failures += 1
+            if self._failures >= _RELIST_AFTER:
                 self._relist_at = float("-inf")
-            else:
-                self._failures = 0
-            if self._failures:
-                await asyncio.sleep(
-                    pause_seconds(self._failures, asked=asked, longest=self._longest_pause_seconds)
-                )
+            await asyncio.sleep(
+                pause_seconds(self._failures, asked=asked, longest=self._longest_pause_seconds)
+            )
 
     def _failed(self, exc: GatewayError) -> None:
-        self._failures += 1
         # One line when it begins, not one for every try.
         level = logging.WARNING if self.failure is None else logging.DEBUG
         self.failure = exc
@@ -205,11 +205,15 @@ class Reflector:
             seconds = left if left < 60 else seconds
         if seconds is not None:
             seconds = max(seconds, _SHORTEST_WATCH_SECONDS)
+        opened_at = time.monotonic()
         async with aclosing(
             self._api.watch(self._selector, self._version, seconds=seconds)
         ) as events:
             async for kind, pod in events:
                 self._heard()
+                # Only what a watch tells ends a row of failures: lists go on working where
+                # watches are cut off, and would be made without a pause.
+                self._failures = 0
                 self._version = pod["metadata"]["resourceVersion"]
                 if kind == "DELETED":
                     self._drop(pod)
@@ -217,10 +221,12 @@ class Reflector:
                     self._take(pod)
         # It has ended in order: until now nothing was missed.
         self._heard()
+        if time.monotonic() < opened_at + _SHORTEST_WATCH_SECONDS / 2:
+            raise KubeUnavailable("the Kubernetes API server ended a watch at once")
+        self._failures = 0
 
     def _heard(self) -> None:
         self._heard_at = time.monotonic()
-        self._failures = 0
         if self.failure is not None:
             _log.warning("pods are heard of again")
             self.failure = None
