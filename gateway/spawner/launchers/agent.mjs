@@ -1,4 +1,4 @@
-// The launcher inside a preview's pod: takes files and orders from the gateway, runs the dev server.
+// The launcher inside a preview's pod: takes files and orders from the gateway, runs dev servers.
 //
 //   node agent.mjs        settings: PREVIEW_* in the environment; protocol: docs/agent.md
 //
@@ -102,10 +102,9 @@ function foldersAbove(given) {
 
 // ECMA-48: CSI and OSC sequences, other two-character escapes, then control characters but tab.
 const ESCAPES =
-  // eslint-disable-next-line no-control-regex
   /\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]|[\x00-\x08\x0b-\x1f\x7f-\x9f]/g
 
-/** A program's bytes, as they come, to lines fit for a log: without escapes, and of limited length. */
+/** A program's bytes, as they come, to lines fit for a log: without escapes, of limited length. */
 export class Output {
   #decoder = new StringDecoder('utf8')
   #open = ''
@@ -323,7 +322,7 @@ class Workspace {
         } finally {
           fs.closeSync(below)
         }
-      } else if (!(isFolder && entry.name === 'node_modules') && !(entry.isFile() && wanted.has(given))) {
+      } else if (isFolder ? entry.name !== 'node_modules' : !(entry.isFile() && wanted.has(given))) {
         fs.rmSync(at(folder, entry.name), { recursive: true, force: true })
       }
     }
@@ -540,6 +539,17 @@ class Run {
     return this.state === 'exited'
   }
 
+  /** Whether an order has been carried out already, or is being carried out. */
+  covers({ generation, attempt }) {
+    const { order } = this
+    return !order.wait && generation === order.generation && attempt <= order.attempt
+  }
+
+  /** Whether its process, started for no project, serves one now. */
+  get wasWarm() {
+    return this.#toldAt > 0
+  }
+
   /** Whether it is, or will be, a process that waits for a project with these dependencies. */
   canServe(key) {
     return ['loading', 'waiting'].includes(this.state) && key !== null && this.installed === key
@@ -614,7 +624,8 @@ class Run {
       return true
     }
     await fs.promises.rm(target, { recursive: true, force: true })
-    const options = { recursive: true, verbatimSymlinks: true, filter, mode: fs.constants.COPYFILE_FICLONE }
+    const mode = fs.constants.COPYFILE_FICLONE
+    const options = { recursive: true, verbatimSymlinks: true, filter, mode }
     await fs.promises.cp(path.join(this.agent.settings.baked, 'node_modules'), target, options)
   }
 
@@ -745,7 +756,8 @@ function refuseFilesAsFolders(paths) {
   const files = new Set(paths)
   for (const given of files) {
     for (const folder of foldersAbove(given)) {
-      if (files.has(folder)) throw badFiles(`'${folder}' is a file and, for '${given}', also a folder`)
+      if (!files.has(folder)) continue
+      throw badFiles(`'${folder}' is a file and, for '${given}', also a folder`)
     }
   }
 }
@@ -817,13 +829,14 @@ class Agent {
   }
 
   state({ digests = true } = {}) {
+    const run = this.#run
     return {
       sessionId: this.sessionId,
       generation: this.generation,
       revision: this.revision,
-      state: this.#run?.state ?? 'idle',
-      ...(this.#run && { run: { generation: this.#run.generation, attempt: this.#run.order.attempt } }),
-      ...(this.#run?.exit && { exit: this.#run.exit }),
+      state: run?.state ?? 'idle',
+      ...(run && { run: { generation: run.generation, attempt: run.order.attempt } }),
+      ...(run?.exit && { exit: run.exit }),
       ...(digests && { digests: Object.fromEntries(this.#digests) }),
       lastEvent: this.events.last,
     }
@@ -840,7 +853,8 @@ class Agent {
     if (this.#run && !this.#run.isOver && !waits && sessionId !== this.sessionId) {
       throw new Refusal(409, 'occupied', `session ${this.sessionId} runs here`)
     }
-    if (generation === this.generation && sessionId === this.sessionId && revision < this.revision) {
+    const isSame = generation === this.generation && sessionId === this.sessionId
+    if (isSame && revision < this.revision) {
       throw this.#elsewhere()
     }
     this.#fillIn(files)
@@ -900,9 +914,7 @@ class Agent {
     this.#fence(order.generation)
     this.#needsTree(order.generation)
     const run = this.#run
-    const isKnown =
-      run && !run.order.wait && run.generation === order.generation && order.attempt <= run.order.attempt
-    if (isKnown) return { status: 200, body: { state: run.state, warm: false } }
+    if (run?.covers(order)) return { status: 200, body: { state: run.state, warm: run.wasWarm } }
     const warm = Boolean(order.order) && Boolean(run?.canServe(this.dependencyKey()))
     if (warm) {
       run.handOver(order)
