@@ -9,7 +9,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import pytest
 
@@ -18,10 +18,12 @@ from gateway.registry.keys import PULSE
 from gateway.registry.redis_store import RedisRegistry
 from gateway.session import Endpoint, Recipe, Route, SessionId
 from gateway.settings import Settings
-from tests.contract.servers import STORES, Store, find_server
+from tests.contract.servers import STORES as ALL_STORES
 from tests.contract.servers import Server as Server
+from tests.contract.servers import Store, find_server
 
 LIMIT: Final = 2.0
+Test = TypeVar("Test", bound=Callable[..., object])
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +33,7 @@ def stores() -> Iterator[Callable[[str], Store]]:
 
     def get(kind: str) -> Store:
         if kind not in started:
-            started[kind] = STORES[kind]()
+            started[kind] = ALL_STORES[kind]()
         return started[kind]
 
     yield get
@@ -39,11 +41,32 @@ def stores() -> Iterator[Callable[[str], Store]]:
         store.close()
 
 
+_EVERYWHERE: Final[set[Callable[..., object]]] = set()
+
+
+def on_every_store(test: Test) -> Test:
+    """Run a test on all kinds of stores there are, whatever its module's list says.
+
+    For those whose outcome may depend on the way to a server, or on where it is.
+    """
+    _EVERYWHERE.add(test)
+    return test
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """A module's tests run on each store in its list STORES, else on one server of each kind."""
-    if "store" in metafunc.fixturenames:
-        kinds = getattr(metafunc.module, "STORES", ("redis", "valkey"))
-        metafunc.parametrize("store", kinds, indirect=True)
+    """A module's tests run on each store in its list STORES, else on one server of each kind.
+
+    SERVERS is the same for those that do more to a server than to ask it.
+    """
+    everywhere = metafunc.function in _EVERYWHERE
+    for fixture, name, most in (
+        ("store", "STORES", tuple(ALL_STORES)),
+        ("server", "SERVERS", ("redis", "valkey")),
+        ("binary", "SERVERS", ("redis", "valkey")),
+    ):
+        if fixture in metafunc.fixturenames:
+            kinds = getattr(metafunc.module, name, ("redis", "valkey"))
+            metafunc.parametrize(fixture, most if everywhere else kinds, indirect=True)
 
 
 @pytest.fixture
@@ -76,13 +99,13 @@ async def pulse(store: Store) -> AsyncIterator[None]:
     await asyncio.gather(task, return_exceptions=True)
 
 
-@pytest.fixture(scope="session", params=["redis", "valkey"])
+@pytest.fixture
 def binary(request: pytest.FixtureRequest) -> str:
     """The program of each server in turn."""
     return find_server(request.param)
 
 
-@pytest.fixture(params=["redis", "valkey"])
+@pytest.fixture
 async def server(stores: Callable[[str], Store], request: pytest.FixtureRequest) -> Server:
     """An empty server, reachable over a Unix socket."""
     server = stores(request.param)
@@ -174,21 +197,42 @@ class Watcher:
 
 
 class Relay:
-    """Passes bytes between clients and a server, and loses the answer it is told to lose."""
+    """Passes bytes between clients and a server, and does to them what networks do.
 
-    def __init__(self, server: Server) -> None:
+    Answers are lost, requests arrive long after whoever sent them has gone, or nothing passes.
+    """
+
+    def __init__(self, server: Server, name: str = "relay") -> None:
         self._server = server
         self._target = server.socket
-        self._path = server.folder / "relay"
+        self._path = server.folder / name
         self.url = f"unix://{self._path}"
         self._lose = b""
         self._times = 0
         self.lost = 0
+        self._late = b""
+        self._released = asyncio.Event()
+        #: A request is withheld; the server has answered it, after its release.
+        self.withheld, self.delivered = asyncio.Event(), asyncio.Event()
+        #: Whatever is said is swallowed, on connections that are open and on new ones.
+        self.is_cut = False
         self._tasks: set[asyncio.Task[None]] = set()
 
     def lose_answer_to(self, part: bytes, *, times: int = 1) -> None:
         """Cut the connection instead of passing the answer to the next requests with ``part``."""
         self._lose, self._times = part, times
+
+    def withhold(self, part: bytes) -> None:
+        """Keep the next request with ``part`` until ``release``, whoever waits for an answer."""
+        self._late = part
+        self._released.clear()
+        self.withheld.clear()
+        self.delivered.clear()
+
+    def release(self) -> None:
+        """Let what was withheld go on to the server."""
+        self._late = b""
+        self._released.set()
 
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[Relay]:
@@ -198,6 +242,8 @@ class Relay:
             yield self
         finally:
             listener.close()
+            self.release()
+            self.is_cut = False
             # The tests close their clients first, so every relay comes to its end.
             async with asyncio.timeout(10):
                 await asyncio.gather(*self._tasks)
@@ -211,17 +257,32 @@ class Relay:
     async def _relay(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         up_reader, up_writer = await asyncio.open_unix_connection(str(self._target))
         cut = asyncio.Event()
+        late = asyncio.Event()
 
         async def requests() -> None:
             while data := await reader.read(65536):
+                if self.is_cut:
+                    continue
                 if self._times and self._lose in data:
                     self._times -= 1
                     cut.set()
+                is_late = bool(self._late) and self._late in data
+                if is_late:
+                    self._late = b""
+                    self.withheld.set()
+                    await self._released.wait()
+                    late.set()
                 up_writer.write(data)
                 await up_writer.drain()
+                if is_late:
+                    await self.delivered.wait()  # its sender may have gone: then this ends
 
         async def answers() -> None:
             while data := await up_reader.read(65536):
+                if self.is_cut:
+                    continue
+                if late.is_set():
+                    self.delivered.set()
                 if cut.is_set():
                     self.lost += 1
                     return
