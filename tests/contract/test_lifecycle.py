@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, Final
 from unittest.mock import ANY
 
 import pytest
@@ -15,6 +15,9 @@ from gateway.registry.redis_store import RedisRegistry
 from gateway.session import Endpoint, Recipe, SessionId, State
 from tests.contract.conftest import ENDPOINT, ID, Opener, Server, new_session
 from tests.contract.lives import FAST, Replicated, Start, lives
+
+#: Where scripts run makes no difference to who calls them: test_registry.py has both servers.
+SERVERS: Final = ("valkey",)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Final
 
 import pytest
 
@@ -11,6 +12,9 @@ from gateway.registry.keys import PULSE, owner_key, session_key
 from gateway.session import SessionId, State
 from tests.contract.conftest import ID, Opener, Server, new_session
 from tests.contract.lives import Replicated, Start, lives
+
+#: Where scripts run makes no difference to who calls them: test_registry.py has both servers.
+SERVERS: Final = ("valkey",)
 
 
 @pytest.fixture

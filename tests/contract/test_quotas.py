@@ -14,7 +14,7 @@ from gateway.session import SessionId
 from tests.contract.conftest import ID, new_session
 
 #: Keys of several sessions are touched by one call.
-STORES = ("redis", "valkey", "cluster")
+STORES = ("valkey", "cluster")
 NAME = "builder"
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Final
 
@@ -116,27 +117,42 @@ async def used(store: Store) -> set[str]:
     return {line.partition(":")[0].removeprefix("cmdstat_") for line in lines if ":" in line}
 
 
-async def test_each_command_of_the_rule_is_needed() -> None:
+@pytest.fixture(scope="module")
+def running() -> Iterator[AclStore]:
+    """One server for the tests of this module that change nothing but the gateway's user."""
     with closing(AclStore(find_server("redis"))) as store:
-        await store.settled()
-        await store.ask("CONFIG", "RESETSTAT")
-        await use_everything(store.url, store)
-        assert ALLOWED - await used(store) == set(), "in docs/redis.md and never used"
-        assert await store.ask("ACL", "LOG") == []
+        yield store
+
+
+@pytest.fixture
+async def limited(running: AclStore) -> AclStore:
+    """An empty server, the gateway's user as the documentation has it, nothing refused so far."""
+    await running.ask("ACL", "DELUSER", "gateway")
+    await running.settled()
+    await running.ask("FLUSHALL")
+    await running.ask("ACL", "LOG", "RESET")
+    return running
+
+
+async def test_each_command_of_the_rule_is_needed(limited: AclStore) -> None:
+    await limited.ask("CONFIG", "RESETSTAT")
+    await use_everything(limited.url, limited)
+    assert ALLOWED - await used(limited) == set(), "in docs/redis.md and never used"
+    assert await limited.ask("ACL", "LOG") == []
 
 
 @pytest.mark.parametrize("word", sorted(ALLOWED - {"unsubscribe"}))
-async def test_without_a_command_of_the_rule_something_is_refused(word: str) -> None:
+async def test_without_a_command_of_the_rule_something_is_refused(
+    limited: AclStore, word: str
+) -> None:
     """Also what is run within a script counts: the refusal is in the server's own log."""
-    with closing(AclStore(find_server("redis"))) as store:
-        await store.settled()
-        await store.ask("ACL", "SETUSER", "gateway", f"-{word}")
-        with contextlib.suppress(GatewayError, TimeoutError):
-            async with asyncio.timeout(10):
-                await use_everything(store.url, store)
-        refused = await store.ask("ACL", "LOG")
-        facts = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in refused]
-        assert word.encode() in {fact[b"object"].lower() for fact in facts}
+    await limited.ask("ACL", "SETUSER", "gateway", f"-{word}")
+    with contextlib.suppress(GatewayError, TimeoutError):
+        async with asyncio.timeout(10):
+            await use_everything(limited.url, limited)
+    refused = await limited.ask("ACL", "LOG")
+    facts = [dict(zip(entry[::2], entry[1::2], strict=True)) for entry in refused]
+    assert word.encode() in {fact[b"object"].lower() for fact in facts}
 
 
 @pytest.mark.parametrize(
@@ -157,13 +173,11 @@ async def test_without_a_command_of_the_rule_something_is_refused(word: str) -> 
         ("CLIENT", "LIST"),
     ],
 )
-async def test_everything_else_is_refused(command: tuple[str, ...]) -> None:
-    with closing(AclStore(find_server("redis"))) as store:
-        await store.settled()
-        node = Node(store.url, None, limit_seconds=5)
-        with pytest.raises(Exception, match="permissions"):
-            await node.ask(command, limit_seconds=5)
-        await node.close()
+async def test_everything_else_is_refused(limited: AclStore, command: tuple[str, ...]) -> None:
+    node = Node(limited.url, None, limit_seconds=5)
+    with pytest.raises(Exception, match="permissions"):
+        await node.ask(command, limit_seconds=5)
+    await node.close()
 
 
 def said_to_add(where: str) -> list[str]:

@@ -213,9 +213,15 @@ async def test_a_former_primary_that_became_a_replica_is_left(
     registry = await connect(sentinels.url)
     await registry.register(new_session(), owner=A)
     await sentinels.sentinels[0].ask("SENTINEL", "FAILOVER", sentinels.service)
+    named = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", sentinels.service)
     async with asyncio.timeout(20):
-        while (await sentinels.primary.ask("ROLE"))[0] != b"slave":  # noqa: ASYNC110
+        while int((await sentinels.sentinels[0].ask(*named))[1]) == sentinels.port:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+        while (await sentinels.replica.ask("ROLE"))[0] != b"master":  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    # The sentinels tell the former primary too, when they look at it next: after up to 10 s.
+    port = next(port for port in sentinels.servers if port != sentinels.port)
+    await sentinels.primary.ask("REPLICAOF", HOST, port)
     await answered(lambda: registry.patch(ID, public=False))
     assert await sentinels.replica.ask("HGET", session_key(ID), "public") == b"0"
 

@@ -25,7 +25,8 @@ from tests.contract.conftest import ENDPOINT, ID, Opener, Relay, Server, new_ses
 from tests.contract.servers import Store
 
 #: What the promises are kept on.
-STORES: Final = ("redis", "valkey", "cluster", "acl")
+STORES: Final = ("valkey", "cluster", "acl")
+SERVERS: Final = ("valkey",)
 A, B = "a/1", "b/1"
 RESERVED: Final[dict[str, Any]] = {"digest": "nothing", "files": {}, "reserved": True}
 

@@ -17,7 +17,8 @@ from gateway.session import Hmr, Session, SessionId, State
 from tests.contract.conftest import ENDPOINT, ID, Opener, Relay, Server, new_session
 from tests.contract.servers import Store
 
-STORES: Final = ("redis", "valkey", "cluster")
+STORES: Final = ("valkey", "cluster")
+SERVERS: Final = ("valkey",)
 A, B = Replica("a", "1"), Replica("b", "1")
 FILES: Final = {"index.html": b"<h1>Hi</h1>"}
 #: Leases of a second: nobody counts as lost for 0.33 + 0.3 s after a silence of half a second.
