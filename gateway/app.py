@@ -29,6 +29,7 @@ from gateway.registry.embedded import EmbeddedValkey
 from gateway.registry.redis_store import RedisRegistry
 from gateway.session import Recipe
 from gateway.settings import Settings
+from gateway.spawner.kubernetes import KubernetesSpawner
 from gateway.spawner.process import ProcessSpawner
 from gateway.spawner.recipes import choose
 from gateway.spawner.workspace import check_files
@@ -97,7 +98,7 @@ class Gateway:
 
         registry, url = await self._open_registry(settings)
         settings = self.settings = await _with_key(settings, registry)
-        spawner = ProcessSpawner(settings) if settings.spawner == "process" else None
+        spawner = _make_spawner(settings)
         replica = Replica(settings.replica, secrets.token_hex(4), url=self.url)
         lifecycle = Lifecycle(settings, registry, spawner, replica)
         stack.push_async_callback(lifecycle.close)
@@ -190,6 +191,16 @@ async def _with_key(settings: Settings, registry: Registry) -> Settings:
         return settings
     key = await registry.remember("secret-key", secrets.token_hex(32), seconds=_KEY_SECONDS)
     return settings.model_copy(update={"secret_key": SecretStr(key)})
+
+
+def _make_spawner(settings: Settings) -> ProcessSpawner | KubernetesSpawner | None:
+    match settings.spawner:
+        case "process":
+            return ProcessSpawner(settings)
+        case "kubernetes":
+            return KubernetesSpawner(settings)
+        case "none":
+            return None
 
 
 def _check_project(recipe: Recipe, files: Mapping[str, bytes]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import asdict
 from functools import partial
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -102,6 +103,12 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("id", metavar="ID")
     _add_client(command)
     command.set_defaults(command=_stop)
+
+    command = commands.add_parser(
+        "install-agent", help="copy what runs in a preview's pod into a folder"
+    )
+    command.add_argument("dir", type=Path, metavar="DIR")
+    command.set_defaults(command=_install_agent)
 
     command = commands.add_parser("doctor", help="find out what is wrong, and what to do about it")
     command.add_argument(
@@ -291,6 +298,17 @@ def _stop(options: argparse.Namespace) -> int:
             print(f"{answer['id']} {was} {answer['state']}: {answer['reason']}")
 
     return _run(run())
+
+
+def _install_agent(options: argparse.Namespace) -> int:
+    """For the init container of a preview's pod: what runs there is one file."""
+    agent = resources.files("gateway.spawner") / "launchers" / "agent.mjs"
+    try:
+        (options.dir / agent.name).write_bytes(agent.read_bytes())
+    except OSError as exc:
+        print(f"preview-gateway: {options.dir}: {exc.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -31,6 +31,7 @@ from gateway.session import ENDED, OWNED, PENDING, Route, Session, SessionId, St
 from gateway.settings import Settings
 from gateway.spawner.base import Spawner
 from gateway.stopping import Stopping
+from gateway.strays import Strays
 from gateway.sweep import Sweeper
 from gateway.takeover import Takeover
 from gateway.watchers import Watchers
@@ -70,6 +71,7 @@ class Lifecycle:
         self._handover = Handover(
             settings, registry, replica, self._watchers, outlasting=self._outlasting
         )
+        self._strays = Strays(registry, replica)
         self._held: dict[SessionId, Holding] = {}
         #: Their dev servers are gone, and the registry does not know it yet.
         self._failing: set[Holding] = set()
@@ -106,9 +108,11 @@ class Lifecycle:
         """Remove what died with other replicas of this machine, once it is taken over."""
         while True:
             await asyncio.sleep(self._settings.lease_seconds)
+            seconds = 2 * self._settings.lease_seconds
             try:
-                await spawner.tidy(grace_seconds=2 * self._settings.lease_seconds)
-            except OSError as exc:
+                await spawner.tidy(grace_seconds=seconds)
+                await self._strays.stop(spawner, seen_seconds=seconds)
+            except (OSError, RegistryUnavailable) as exc:
                 log.warning("leftovers of other replicas are not removed: %s", exc)
 
     def leave(self) -> None:

@@ -84,8 +84,17 @@ class Spawner(Protocol):
         Until then what they started may still serve: nobody has taken it over yet.
         """
 
+    def seen(self, *, seconds: float) -> Collection[Running]:
+        """Dev servers of this and other spawners that have been there for at least so long.
+
+        Only where they are ``outlasting``: for whoever knows which of them are wanted.
+        """
+
     async def close(self) -> None:
-        """Stop everything this spawner started and free what it holds. Idempotent."""
+        """Free what this spawner holds, and stop what it started unless that is ``outlasting``.
+
+        Idempotent.
+        """
 
     async def start(self, job: Job, reports: Reports) -> DevServer:
         """Start a dev server and return once it answers.
@@ -125,5 +134,6 @@ class Spawner(Protocol):
     async def stop(self, session_id: SessionId, *, generation: int | None = None) -> None:
         """Stop the dev server and remove its workspace; returns when no process is left.
 
-        With ``generation``, only that one. Stopping an absent one succeeds.
+        Where it is ``outlasting``, whichever spawner has started it. With ``generation``, only
+        that one. Stopping an absent one succeeds.
         """

@@ -26,7 +26,7 @@ from gateway.spawner.base import Reports
 from gateway.spawner.child import spawn
 from gateway.spawner.environment import npm_environment
 from gateway.spawner.hardlinks import link_tree
-from gateway.spawner.manifests import cache_key, has_lock, npm_files
+from gateway.spawner.manifests import cache_key, npm_arguments, npm_files
 from gateway.spawner.nodejs import Node
 from gateway.spawner.npm_errors import npm_errors, npm_reason
 from gateway.spawner.package_json import dependency_names, read_package
@@ -38,16 +38,6 @@ _FORMAT: Final = "1"
 _LOCK_POLL_SECONDS: Final = 0.05
 _KEPT_LINES: Final = 1000
 _END_GRACE_SECONDS: Final = 1.0
-_FLAGS: Final = (
-    "--no-audit",
-    "--no-fund",
-    "--no-progress",
-    "--no-update-notifier",
-    "--color=false",
-    "--include=dev",
-    "--logs-max=0",
-)
-
 
 #: Inode and time of change of a cache entry.
 Stamp = tuple[int, int]
@@ -183,14 +173,15 @@ class Dependencies:
         folder = self.root / f"{TEMPORARY}{self._spawner}.{secrets.token_hex(8)}"
         try:
             await in_thread(_write_all, folder, given)
-            await self._npm(folder, "ci" if has_lock(given) else "install", entry.name, node)
+            arguments = npm_arguments(given, scripts=self._settings.install_scripts)
+            await self._npm(folder, arguments, entry.name, node)
             await in_thread(_finish, folder, entry)
         except BaseException:
             if folder.exists():
                 await in_thread(remove_tree, folder)
             raise
 
-    async def _npm(self, folder: Path, command: str, key: str, node: Node) -> None:
+    async def _npm(self, folder: Path, arguments: Sequence[str], key: str, node: Node) -> None:
         """Run npm in ``folder`` and tell all who wait what it says. Raises SpawnFailed."""
         fill, said = self._fills[key], list[str]()
 
@@ -200,20 +191,17 @@ class Dependencies:
             for reports in fill.waiting:
                 reports.log(lines)
 
-        fill.running = f"npm {command}"
+        fill.running = f"npm {arguments[0]}"
         for reports in fill.waiting:
             reports.phase("installing", fill.running)
-        scripts = () if self._settings.install_scripts else ("--ignore-scripts",)
-        offline = ("--prefer-offline",) if command == "ci" else ()
         mark = Mark(self._spawner, f"npm.{key}")
         env = npm_environment(
             os.environ, node=node.program, fallback_home=self.root.parent / "npm-cache"
         )
         try:
             child = await spawn(
-                [*node.npm, command, *_FLAGS, *scripts, *offline],
-                cwd=folder, env=env, mark=mark, lines=tell,
-            )  # fmt: skip
+                [*node.npm, *arguments], cwd=folder, env=env, mark=mark, lines=tell
+            )
         except OSError as exc:
             raise SpawnFailed(f"npm cannot be run: {exc.strerror}") from exc
         try:

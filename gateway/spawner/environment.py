@@ -10,7 +10,8 @@ from typing import Final
 _LOCALE: Final = frozenset({"LANG", "TZ"})
 _CERTIFICATES: Final = frozenset({"SSL_CERT_FILE", "SSL_CERT_DIR", "NODE_EXTRA_CA_CERTS"})
 _PROXIES: Final = frozenset({"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"})
-_PLAIN: Final = {"TERM": "dumb", "NO_COLOR": "1", "FORCE_COLOR": "0"}
+#: So that output is plain text.
+PLAIN: Final = {"TERM": "dumb", "NO_COLOR": "1", "FORCE_COLOR": "0"}
 _DEFAULT_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 
 
@@ -29,7 +30,7 @@ def dev_server_environment(
     }
     return {
         **kept,
-        **_PLAIN,
+        **PLAIN,
         "PATH": os.pathsep.join(path),
         "HOME": str(home),
         "TMPDIR": str(tmp),
@@ -50,7 +51,7 @@ def npm_environment(ours: Mapping[str, str], *, node: Path, fallback_home: Path)
         or name.upper() in _PROXIES
         or name.lower().startswith("npm_config_")
     }
-    env |= _PLAIN
+    env |= PLAIN
     env["PATH"] = os.pathsep.join([str(node.parent), ours.get("PATH", _DEFAULT_PATH)])
     home = ours.get("HOME", "")
     if home and os.access(home, os.W_OK | os.X_OK):

@@ -37,6 +37,15 @@ _RELEVANT: Final = (
 #: What other packages of the same project must show besides.
 _IDENTITY: Final = ("name", "version", "bin")
 _LOCAL: Final = re.compile(r"(?:file|link|workspace):|\.{0,2}/|~/")
+_NPM_FLAGS: Final = (
+    "--no-audit",
+    "--no-fund",
+    "--no-progress",
+    "--no-update-notifier",
+    "--color=false",
+    "--include=dev",
+    "--logs-max=0",
+)
 #: Settings of a project's .npmrc that say what is installed. Others name programs to run and files
 #: to read with the operator's rights.
 _NPMRC: Final = re.compile(
@@ -65,9 +74,17 @@ def npm_files(files: Mapping[str, bytes]) -> dict[str, bytes]:
     return given
 
 
-def has_lock(given: Mapping[str, bytes]) -> bool:
-    """Whether npm can install exactly what a lock file says."""
-    return any(name in given for name in LOCK_FILES)
+def npm_arguments(given: Mapping[str, bytes], *, scripts: bool) -> list[str]:
+    """How npm is asked to install: exactly what a lock file says, where there is one.
+
+    ``scripts``: whether the install scripts of dependencies run, which is arbitrary code.
+    """
+    has_lock = any(name in given for name in LOCK_FILES)
+    return [
+        *(["ci", "--prefer-offline"] if has_lock else ["install"]),
+        *([] if scripts else ["--ignore-scripts"]),
+        *_NPM_FLAGS,
+    ]
 
 
 def cache_key(given: Mapping[str, bytes], *, circumstances: Sequence[str]) -> str:

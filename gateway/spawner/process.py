@@ -67,6 +67,10 @@ class ProcessSpawner:
         self._dead = {name: self._dead.get(name, now) for name in names}
         await self._clean_up({n for n, since in self._dead.items() if now - since >= grace_seconds})
 
+    def seen(self, *, seconds: float) -> Collection[Running]:
+        """See ``Spawner.seen``: processes are seen by the spawner that started them only."""
+        return []
+
     async def _clean_up(self, names: Collection[str]) -> None:
         dead = self._tenure.dead(names)
         while name := await in_thread(next, dead, ""):

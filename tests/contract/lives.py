@@ -25,6 +25,7 @@ class ScriptedSpawner:
     def __init__(self, *, outlasting: bool = False) -> None:
         self.outlasting = outlasting
         self.adopted: list[Running] = []
+        self.strays: list[Running] = []
         self.released: list[tuple[SessionId, int]] = []
         self.started: list[Job] = []
         self.stopped: list[tuple[SessionId, int | None]] = []
@@ -44,6 +45,9 @@ class ScriptedSpawner:
 
     async def tidy(self, *, grace_seconds: float) -> None:
         return None
+
+    def seen(self, *, seconds: float) -> Collection[Running]:
+        return list(self.strays)
 
     async def close(self) -> None:
         self.running.clear()

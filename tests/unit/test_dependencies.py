@@ -11,7 +11,7 @@ import pytest
 from gateway.errors import UnsupportedProject
 from gateway.spawner.environment import dev_server_environment, npm_environment
 from gateway.spawner.hardlinks import link_tree
-from gateway.spawner.manifests import cache_key, has_lock, npm_files
+from gateway.spawner.manifests import cache_key, npm_arguments, npm_files
 from gateway.spawner.npm_errors import npm_errors, npm_reason
 
 LOCK = b'{"lockfileVersion": 3}'
@@ -59,14 +59,14 @@ def test_the_key_covers_the_circumstances_and_no_two_splits_of_them_are_equal() 
 def test_npm_is_given_no_scripts_of_the_project() -> None:
     given = npm_files({"package.json": package(scripts={"postinstall": "touch /tmp/x"})})
     assert b"scripts" not in given["package.json"]
-    assert not has_lock(given)
+    assert npm_arguments(given, scripts=True)[0] == "install"
 
 
 def test_a_shrinkwrap_file_comes_before_a_lock_file() -> None:
     files = {"package.json": package(), "package-lock.json": LOCK, "npm-shrinkwrap.json": LOCK}
     given = npm_files(files)
     assert set(given) == {"package.json", "npm-shrinkwrap.json"}
-    assert has_lock(given)
+    assert npm_arguments(given, scripts=False)[:3] == ["ci", "--prefer-offline", "--ignore-scripts"]
 
 
 def test_a_malformed_lock_file_is_refused_with_the_place() -> None:
