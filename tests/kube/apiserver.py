@@ -61,6 +61,7 @@ class ApiServer:
         self.store = Store(history=history)
         self.faults = Faults(self.store)
         self.calls: list[Call] = []
+        self._called = asyncio.Event()
         #: Bearer tokens that are taken; none: nobody is asked for one.
         self.tokens: set[str] = set()
         self.read_log: Callable[[str, str], str] | None = None
@@ -100,6 +101,17 @@ class ApiServer:
         if runner:
             self.faults.drop_watches()
             await runner.cleanup()
+
+    def count(self, verb: Verb) -> int:
+        """How many calls of a verb have come in."""
+        return sum(call.verb == verb for call in self.calls)
+
+    async def until_called(self, verb: Verb, times: int, *, seconds: float = 10.0) -> None:
+        """Wait until so many calls of a verb have come in since the beginning."""
+        async with asyncio.timeout(seconds):
+            while self.count(verb) < times:
+                self._called.clear()
+                await self._called.wait()
 
     # -- calls ---------------------------------------------------------------------------------
 
@@ -207,6 +219,7 @@ class ApiServer:
         """Let happen to a call what is to happen; whether its answer is to be lost."""
         name = name or request.match_info.get("name", "")
         self.calls.append(Call(verb, name, dict(request.query)))
+        self._called.set()
         self._check(request)
         fault = self.faults.next(verb)
         if fault is None:
@@ -305,13 +318,13 @@ class ApiServer:
         await response.prepare(request)
         while True:
             try:
-                async with asyncio.timeout(min(self._bookmark_seconds, max(end - loop.time(), 0))):
+                async with asyncio.timeout(self._next(end - loop.time())):
                     item = await watch.queue.get()
             except TimeoutError:
                 # The real one sends one about every minute, and one before it ends the watch.
                 if bookmarks and not self.faults.silence:
                     await _send(response, "BOOKMARK", _bookmark(self.store.version))
-                if loop.time() >= end:
+                if loop.time() >= end and not self.faults.hold_watches:
                     return response
                 continue
             if self.faults.silence:
@@ -326,6 +339,10 @@ class ApiServer:
             assert isinstance(item, Change)
             if kind := seen_by(selected, item):
                 await _send(response, kind, _shown(kind, item))
+
+    def _next(self, left: float) -> float:
+        """Seconds until there is something to do in a watch of which nothing is heard."""
+        return min(self._bookmark_seconds, left) if left > 0 else 0.05
 
 
 def _shown(kind: str, change: Change) -> Pod:

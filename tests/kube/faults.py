@@ -40,6 +40,8 @@ class Faults:
         self.quota: tuple[str, int] | None = None
         #: Open and new watches say nothing, while the connection stays.
         self.silence = False
+        #: And are not ended when their time is over: nobody is there.
+        self.hold_watches = False
         #: A watch from a forgotten version is refused with HTTP status 410. The API server's watch
         #: cache says 200, and 410 in an event.
         self.gone_as_status = False
@@ -57,7 +59,9 @@ class Faults:
                 return fault
         return None
 
-    def refuse(self, verb: Verb | None, refusal: Callable[[], Refusal], *, times: int = 1) -> None:
+    def refuse(
+        self, verb: Verb | None, refusal: Callable[[], Refusal], *, times: int = 1, after: int = 0
+    ) -> None:
         """Answer the next calls with what ``refusal`` makes; nothing of them takes effect."""
         self._waiting.append(Fault(verb, times, after, refusal=refusal))
 
@@ -76,7 +80,8 @@ class Faults:
     def clear(self) -> None:
         """Everything is well from now on."""
         self._waiting.clear()
-        self.quota, self.silence, self.gone_as_status = None, False, False
+        self.quota = None
+        self.silence = self.hold_watches = self.gone_as_status = False
 
     # -- open watches --------------------------------------------------------------------------
 
