@@ -88,7 +88,9 @@ class ApiServer:
         app.router.add_get("/api/v1/namespaces/{namespace}", self._namespace)
         for path, document in discovery.DOCUMENTS.items():
             app.router.add_get(path, _constant(document))
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+        self._runner = web.AppRunner(
+            app, access_log=None, shutdown_timeout=0.1, handler_cancellation=True
+        )
         await self._runner.setup()
         await web.TCPSite(
             self._runner, HOST, self._port, ssl_context=self._tls, reuse_address=True
@@ -316,7 +318,7 @@ class ApiServer:
         response = web.StreamResponse(headers={"Content-Type": "application/json"})
         response.enable_chunked_encoding()
         await response.prepare(request)
-        while True:
+        while not self.faults.cut_watches:
             try:
                 async with asyncio.timeout(self._next(end - loop.time())):
                     item = await watch.queue.get()
@@ -339,6 +341,7 @@ class ApiServer:
             assert isinstance(item, Change)
             if kind := seen_by(selected, item):
                 await _send(response, kind, _shown(kind, item))
+        return response
 
     def _next(self, left: float) -> float:
         """Seconds until there is something to do in a watch of which nothing is heard."""

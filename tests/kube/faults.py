@@ -42,6 +42,8 @@ class Faults:
         self.silence = False
         #: And are not ended when their time is over: nobody is there.
         self.hold_watches = False
+        #: New watches end at once, in order.
+        self.cut_watches = False
         #: A watch from a forgotten version is refused with HTTP status 410. The API server's watch
         #: cache says 200, and 410 in an event.
         self.gone_as_status = False
@@ -81,7 +83,8 @@ class Faults:
         """Everything is well from now on."""
         self._waiting.clear()
         self.quota = None
-        self.silence = self.hold_watches = self.gone_as_status = False
+        self.silence = self.hold_watches = False
+        self.cut_watches = self.gone_as_status = False
 
     # -- open watches --------------------------------------------------------------------------
 

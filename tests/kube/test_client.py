@@ -29,7 +29,6 @@ from tests.kube.cluster import FakeCluster
 from tests.kube.conftest import client
 from tests.kube.manifests import pod
 
-
 # -- create, read, patch, delete -------------------------------------------------------------------
 
 

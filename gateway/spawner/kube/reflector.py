@@ -220,9 +220,10 @@ class Reflector:
                 elif kind in ("ADDED", "MODIFIED"):
                     self._take(pod)
         # It has ended in order: until now nothing was missed.
-        self._heard()
-        if time.monotonic() < opened_at + _SHORTEST_WATCH_SECONDS / 2:
+        self._heard_at = time.monotonic()
+        if self._heard_at < opened_at + _SHORTEST_WATCH_SECONDS / 2:
             raise KubeUnavailable("the Kubernetes API server ended a watch at once")
+        self._heard()
         self._failures = 0
 
     def _heard(self) -> None:
