@@ -93,7 +93,10 @@ def pods_of(documents: Sequence[Document]) -> Iterator[Pods]:
     for document in of_kind(documents, *WORKLOADS):
         template = document["spec"]["template"]
         yield Pods(
-            title(document), namespace_of(document), template["metadata"]["labels"], template["spec"]
+            title(document),
+            namespace_of(document),
+            template["metadata"]["labels"],
+            template["spec"],
         )
 
 

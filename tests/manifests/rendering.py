@@ -4,14 +4,15 @@ What goes together: one way in (or none), any of the optional components, Redis 
 managed one, and one of the spawners. What does not:
 
 - ``gateway-api`` and ``ingress``: two ways in to the same hosts; either would do all of it.
-- ``gvisor`` or ``warm-pool`` without ``kubernetes-spawner``: settings of pods that nobody makes. The
-  pool of the process spawner is ``GATEWAY_WARM_POOL``.
+- ``gvisor`` or ``warm-pool`` without ``kubernetes-spawner``: settings of pods that nobody makes.
+  The pool of the process spawner is ``GATEWAY_WARM_POOL``.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
+import os
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ SPAWNERS: Final[tuple[tuple[str, ...], ...]] = (
     ("kubernetes-spawner", "gvisor", "warm-pool"),
 )
 OPTIONAL: Final = ("hpa", "service-monitor", "redis-embedded")
+#: kubectl lives for a tenth of a second: it need not collect garbage.
+ENVIRONMENT: Final = {**os.environ, "GOGC": "off"}
 OVERLAYS: Final = ("overlays/kind", "overlays/prod")
 
 
@@ -74,7 +77,9 @@ def render(name: str) -> str:
 def kustomize(folder: Path) -> str:
     """Render a folder; RuntimeError with what kubectl says if it cannot, or warns."""
     command = [require_tool("kubectl"), "kustomize", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=60, check=False, env=ENVIRONMENT
+    )
     if done.returncode or done.stderr:
         raise RuntimeError(f"{folder}: {done.stderr}")
     return done.stdout

@@ -1,25 +1,18 @@
-"""Container and manifests agree with the code: setting names, ports, and the time to leave."""
+"""Image and manifests agree: setting names, ports, folders, and the user."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Final
 
 import pytest
 
 from gateway.settings import PREFIX, Settings
+from tests.manifests.documents import configuration, gateway_of
+from tests.manifests.rendering import OVERLAYS, ROOT, documents
 
-ROOT: Final = Path(__file__).resolve().parents[2]
-DEPLOYMENT: Final = (ROOT / "k8s/base/deployment.yaml").read_text()
-KUSTOMIZATION: Final = (ROOT / "k8s/base/kustomization.yaml").read_text()
 DOCKERFILE: Final = (ROOT / "Dockerfile").read_text()
-
-
-def files() -> Iterator[Path]:
-    yield ROOT / "Dockerfile"
-    yield from sorted((ROOT / "k8s").rglob("*.yaml"))
+TARGETS: Final = set(re.findall(r"^FROM .* AS (\w+)$", DOCKERFILE, flags=re.MULTILINE))
 
 
 def unknown_settings(text: str) -> set[str]:
@@ -27,44 +20,42 @@ def unknown_settings(text: str) -> set[str]:
     return used - {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
 
 
-@pytest.mark.parametrize("path", list(files()), ids=lambda path: str(path.relative_to(ROOT)))
-def test_every_setting_that_is_named_exists(path: Path) -> None:
-    assert unknown_settings(path.read_text()) == set()
+def said_by_the_image(pattern: str) -> str:
+    """What the Dockerfile says, once or always the same."""
+    (found,) = set(re.findall(pattern, DOCKERFILE, flags=re.MULTILINE))
+    return str(found)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [ROOT / "Dockerfile", ROOT / "docs/deploy.md", *sorted((ROOT / "k8s").rglob("*.yaml"))],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_every_setting_that_is_named_exists(path: object) -> None:
+    assert unknown_settings((ROOT / str(path)).read_text()) == set()
 
 
 def test_a_setting_that_does_not_exist_is_found() -> None:
     assert unknown_settings("  - GATEWAY_PROT=8080\n  - GATEWAY_PORT=1") == {"GATEWAY_PROT"}
 
 
-def number(pattern: str, text: str) -> float:
-    found = re.findall(pattern, text)
-    assert len(found) == 1, f"{pattern}: {found}"
-    return float(found[0])
+@pytest.mark.parametrize("name", ["PORT", "ADMIN_PORT", "DATA_DIR", "HOST"])
+def test_image_and_manifests_have_the_same_addresses(name: str) -> None:
+    of_image = said_by_the_image(rf"\b{PREFIX}{name}=(\S+?)(?: \\)?$")
+    assert configuration(documents("base"))[f"{PREFIX}{name}"] == of_image
 
 
-def setting(name: str) -> float:
-    """A setting as the base configures it, else its default."""
-    given = re.findall(rf"{PREFIX}{name.upper()}=(\d+)", KUSTOMIZATION)
-    return float(given[0] if given else Settings.model_fields[name].default)
+def test_image_and_manifests_run_as_the_same_user_who_is_not_root() -> None:
+    context = gateway_of(documents("base")).spec["securityContext"]
+    user = f"{context['runAsUser']}:{context['runAsGroup']}"
+    assert user == said_by_the_image(r"^USER (\S+)$") != "0:0"
+    assert context["fsGroup"] == context["runAsGroup"]
 
 
-def test_a_pod_is_given_the_time_that_leaving_takes() -> None:
-    pre_stop = number(r"sleep:\s+seconds: (\d+)", DEPLOYMENT)
-    grace = number(r"terminationGracePeriodSeconds: (\d+)", DEPLOYMENT)
-    names = ("drain_grace_seconds", "drain_seconds", "handover_seconds", "stop_grace_seconds")
-    assert grace > pre_stop + sum(setting(name) for name in names)
-
-
-def test_the_ports_are_those_of_the_settings() -> None:
-    for name, port in (("http", "port"), ("admin", "admin_port")):
-        declared = number(rf"name: {name}\s+containerPort: (\d+)", DEPLOYMENT)
-        assert declared == setting(port) == number(rf"GATEWAY_{port.upper()}=(\d+)", DOCKERFILE)
-
-
-def test_the_manifest_and_the_image_run_as_the_same_user_who_is_not_root() -> None:
-    user = number(r"runAsUser: (\d+)", DEPLOYMENT)
-    assert user == number(r"USER (\d+)", DOCKERFILE) != 0
-
-
-def test_service_links_are_off_because_they_look_like_settings() -> None:
-    assert "enableServiceLinks: false" in DEPLOYMENT
+@pytest.mark.parametrize("name", ["base", "base+kubernetes-spawner", *OVERLAYS])
+def test_the_tag_of_the_image_ends_in_a_target_that_can_run_the_spawner(name: str) -> None:
+    (container,) = gateway_of(documents(name)).spec["containers"]
+    target = re.split("[:-]", container["image"])[-1]
+    spawner = configuration(documents(name))[f"{PREFIX}SPAWNER"]
+    assert target in TARGETS
+    assert target == {"process": "process", "kubernetes": "gateway"}[spawner]

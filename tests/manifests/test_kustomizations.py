@@ -1,4 +1,4 @@
-"""Everything in ``k8s`` that can be deployed: rendered, held against schemas and against policies."""
+"""Everything in ``k8s`` that can be deployed, held against schemas and against policies."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_every_component_and_every_overlay_is_among_them() -> None:
 
 
 def test_the_manifests_are_tidy_yaml() -> None:
-    command = [sys.executable, "-m", "yamllint", "--strict", "-c", K8S / ".yamllint", K8S]
+    command = [sys.executable, "-m", "yamllint", "--strict", "-c", str(K8S / ".yamllint"), str(K8S)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert (done.stdout, done.returncode) == ("", 0)
 

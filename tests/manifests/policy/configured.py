@@ -44,7 +44,7 @@ def problems(documents: Sequence[Document]) -> Iterator[str]:
 def environment(documents: Sequence[Document]) -> dict[str, str]:
     """The variables of the gateway's container as the process sees them."""
     found = {
-        name: GIVEN[name] if value.startswith("<") else value
+        name: GIVEN.get(name, value) if value.startswith("<") else value
         for name, value in configuration(documents).items()
     }
     return {
@@ -69,8 +69,7 @@ def _of_settings(documents: Sequence[Document]) -> Iterator[str]:
     if ports != {"http": found.port, "admin": found.admin_port}:
         yield f"the container's ports {ports} are not those of the settings"
     mounts = {
-        mount["mountPath"]
-        for mount in gateway_of(documents).spec["containers"][0]["volumeMounts"]
+        mount["mountPath"] for mount in gateway_of(documents).spec["containers"][0]["volumeMounts"]
     }
     if str(found.data_dir) not in mounts:
         yield f"nothing is mounted at {found.data_dir}, and the image is read-only"

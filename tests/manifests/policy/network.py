@@ -1,7 +1,7 @@
 """Who reaches whom, by the network policies: evaluated as Kubernetes defines them.
 
-A connection needs the leave of its source's egress policies and of its target's ingress policies; a
-pod that no policy of a direction selects is free in it. Pods have addresses here, and an ``ipBlock``
+A connection needs the leave of its source's egress policies and of its target's ingress policies.
+A pod that no policy of a direction selects is free in it. Pods have addresses here, and ``ipBlock``
 matches them too: some implementations do so, and what is denied must be denied by all.
 """
 
@@ -50,6 +50,8 @@ class Way:
     port: int
     wanted: bool
     protocol: str = "TCP"
+    #: Ask the target's policies alone: whoever comes may have been let out by mistake.
+    let_out: bool = False
 
 
 #: Pods that are not in these manifests, but that policies may name.
@@ -121,7 +123,9 @@ def wanted_ways(documents: Sequence[Document]) -> Iterator[Way]:
     for source in (STRANGER, Place("ingress controller on a node", "10.0.0.7"), other_gateway):
         yield Way(source, gateway, http, wanted=True)
         yield Way(source, gateway, admin, wanted=source is other_gateway and not pods)
-    yield Way(PROMETHEUS, gateway, admin, wanted=has(documents, "ServiceMonitor", "preview-gateway"))
+    yield Way(
+        PROMETHEUS, gateway, admin, wanted=has(documents, "ServiceMonitor", "preview-gateway")
+    )
     yield Way(gateway, other_gateway, 40000, wanted=not pods)
     yield Way(STRANGER, gateway, 40000, wanted=False)
     yield Way(SQUATTER, gateway, 40000, wanted=False)
@@ -146,7 +150,7 @@ def _ways_of_redis(documents: Sequence[Document], gateway: Place) -> Iterator[Wa
         redis = place_of(server, "10.244.2.1")
         yield Way(gateway, redis, 6379, wanted=True)
         for source in (STRANGER, PREVIEW, SQUATTER, PROMETHEUS):
-            yield Way(source, redis, 6379, wanted=False)
+            yield Way(source, redis, 6379, wanted=False, let_out=True)
         for somewhere in (*INTERNET, *FORBIDDEN, gateway):
             yield Way(redis, somewhere, 443, wanted=False)
     yield Way(gateway, Place("managed Redis", "10.20.30.40"), 6379, wanted=not servers)
@@ -156,7 +160,7 @@ def _ways_of_previews(gateway: Place) -> Iterator[Way]:
     for port in (DEV_SERVER, AGENT):
         yield Way(gateway, PREVIEW, port, wanted=True)
         for source in (STRANGER, OTHER_PREVIEW, SQUATTER, PROMETHEUS):
-            yield Way(source, PREVIEW, port, wanted=False)
+            yield Way(source, PREVIEW, port, wanted=False, let_out=True)
     yield Way(gateway, PREVIEW, 22, wanted=False)
     yield Way(PREVIEW, gateway, gateway.ports["http"], wanted=False)
     yield Way(PREVIEW, gateway, gateway.ports["admin"], wanted=False)
@@ -179,7 +183,9 @@ def place_of(pods: Pods, address: str) -> Place:
 
 def is_open(documents: Sequence[Document], way: Way) -> bool:
     """Whether the policies let a connection through."""
-    leaves = _allowed(documents, way, of=way.source, peer=way.target, direction="egress")
+    leaves = way.let_out or _allowed(
+        documents, way, of=way.source, peer=way.target, direction="egress"
+    )
     return leaves and _allowed(documents, way, of=way.target, peer=way.source, direction="ingress")
 
 
@@ -234,16 +240,18 @@ def _is_port(port: Document, way: Way) -> bool:
     if port.get("protocol", "TCP") != way.protocol:
         return False
     wanted = port.get("port")
+    if wanted is None:
+        return True
     if isinstance(wanted, str):
         return way.target.ports.get(wanted) == way.port
-    return wanted is None or bool(wanted <= way.port <= port.get("endPort", wanted))
+    last = port.get("endPort") or wanted
+    return int(wanted) <= way.port <= int(last)
 
 
 def _denies_by_default(documents: Sequence[Document], namespace: str) -> bool:
     return any(
         namespace_of(policy) == namespace
-        and policy["spec"]
-        == {"podSelector": {}, "policyTypes": policy["spec"]["policyTypes"]}
+        and policy["spec"] == {"podSelector": {}, "policyTypes": policy["spec"]["policyTypes"]}
         and set(policy["spec"]["policyTypes"]) == {"Ingress", "Egress"}
         for policy in of_kind(documents, "NetworkPolicy")
     )

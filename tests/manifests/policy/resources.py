@@ -26,7 +26,9 @@ OF_A_PREVIEW: Final = {
     "memory": ("pod_memory", 4),
     "ephemeral-storage": ("pod_storage", 4),
 }
-_PINNED: Final = re.compile(r"[\w./-]+(?::\d+)?(?:/[\w./-]+)?(?::(?P<tag>[\w.-]+)|@sha256:[0-9a-f]{64})")
+_PINNED: Final = re.compile(
+    r"[\w./-]+(?::\d+)?(?:/[\w./-]+)?(?::(?P<tag>[\w.-]+)|@sha256:[0-9a-f]{64})"
+)
 
 
 def problems(documents: Sequence[Document]) -> Iterator[str]:
@@ -62,7 +64,7 @@ def of_container(container: Document) -> Iterator[str]:
 def is_pinned(image: str) -> bool:
     """Whether an image is named with a tag that is not ``latest``, or by its digest."""
     match = _PINNED.fullmatch(image)
-    return bool(match) and match["tag"] != "latest"
+    return match is not None and match["tag"] != "latest"
 
 
 def _of_disk(spec: Document) -> Iterator[str]:

@@ -11,7 +11,16 @@ from typing import Final
 from tests.manifests.documents import Document, of_kind, pods_of, title
 
 VOLUMES: Final = frozenset(
-    "configMap csi downwardAPI emptyDir ephemeral persistentVolumeClaim projected secret".split()
+    {
+        "configMap",
+        "csi",
+        "downwardAPI",
+        "emptyDir",
+        "ephemeral",
+        "persistentVolumeClaim",
+        "projected",
+        "secret",
+    }
 )
 SYSCTLS: Final = frozenset(
     {
