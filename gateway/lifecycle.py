@@ -413,6 +413,11 @@ class Lifecycle:
         self._begin(session, adopted=True)
         return True
 
+    async def stop_remains(self, session: Session) -> None:
+        """Stop the dev server of a session whose owner is lost, where that outlives it."""
+        if self._outlasting and self._spawner is not None:
+            await self._spawner.stop(session.id, generation=session.generation)
+
     async def _passed_on(self, session: Session) -> bool:
         """Whether another replica was asked to start a session, because this one leaves."""
         if self._departure is None:

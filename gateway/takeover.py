@@ -47,6 +47,9 @@ class Taker(Protocol):
         Raises Fenced if somebody else did.
         """
 
+    async def stop_remains(self, session: Session) -> None:
+        """Stop the dev server of a session whose owner is lost, where that outlives it."""
+
     async def adopt(self, session: Session) -> bool:
         """Look after the dev server of a READY session that outlives its owner; False if none does.
 
@@ -159,6 +162,7 @@ class Takeover:
         """Move on a STOPPING session, which is its owner's to do, unless that is alive."""
         if await self._registry.is_alive(session.owner):
             return
+        await self._taker.stop_remains(session)
         await self._registry.move(
             session.id,
             session.stop_to or State.STOPPED,

@@ -189,3 +189,44 @@ async def test_what_is_starting_when_its_replica_is_lost_is_started_anew(start: 
     await lost(a)
     assert (await b.state(State.READY)).generation > registered.session.generation
     assert b.spawner.adopted == []
+
+
+async def test_a_stop_whose_owner_is_lost_stops_what_outlives_it(start: Start) -> None:
+    a, b = await start("a", outlasting=True), await start("b", outlasting=True)
+    await a.life.create(new_session())
+    before = await a.state(State.READY)
+    await lost(a)
+    await a.registry.resign(a.life.replica)
+    await b.life.stop(ID, reason="enough")
+    await b.state(State.STOPPED)
+    assert (ID, before.generation) in b.spawner.stopped
+
+
+# -- what nobody wants -------------------------------------------------------------------------
+
+
+async def test_what_no_session_wants_is_stopped_and_what_one_wants_is_not(start: Start) -> None:
+    a = await start("a", outlasting=True)
+    await a.life.create(new_session())
+    wanted = await a.state(State.READY)
+    nobodys = [Running(SessionId("never-registered"), 1), Running(ID, wanted.generation - 1)]
+    a.spawner.strays = [Running(ID, wanted.generation), *nobodys]
+    await a.spawner.until(lambda: len(a.spawner.stopped) >= 2)
+    assert set(a.spawner.stopped) == {(one.session_id, one.generation) for one in nobodys}
+
+
+async def test_nothing_is_stopped_while_owners_may_restore_what_the_registry_has_lost(
+    start: Start, server: Server
+) -> None:
+    a = await start("a", outlasting=True, lease_seconds=2.0)
+    await a.life.create(new_session())
+    before = await a.state(State.READY)
+    a.spawner.strays = [Running(ID, before.generation)]
+    await server.ask("FLUSHALL")
+    await a.life._strays.stop(a.spawner, seen_seconds=0)
+    assert a.spawner.stopped == []
+    async with asyncio.timeout(10):
+        while await a.registry.session(ID) is None:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.05)
+    await a.life._strays.stop(a.spawner, seen_seconds=0)
+    assert a.spawner.stopped == []

@@ -14,6 +14,7 @@ from gateway.spawner.kube.agent_wire import Install, Order
 from gateway.spawner.manifests import npm_arguments, npm_files
 from gateway.spawner.package_json import dependency_names, read_package
 from gateway.spawner.recipes import Framework, Plan, command_environment
+from gateway.spawner.strays import JOB_VARIABLE
 from gateway.spawner.warm_process import LAUNCHERS
 from gateway.spawner.warm_process import Order as WarmOrder
 
@@ -29,6 +30,8 @@ def launchers() -> Mapping[str, str]:
 def make_order(settings: Settings, job: Job, plan: Plan, endpoint: Endpoint) -> Order:
     """The order to start a job's dev server."""
     public_host = settings.public_host(job.session_id)
+    # As the processes of a replica have it, too.
+    mark = {JOB_VARIABLE: f"{job.session_id}.{job.generation}"}
     install = make_install(settings, job.files)
     if plan.framework is None:
         env = command_environment(
@@ -38,16 +41,17 @@ def make_order(settings: Settings, job: Job, plan: Plan, endpoint: Endpoint) -> 
         return Order(
             job.generation,
             tuple(command),
-            env={**PLAIN, **plan.env, **env},
+            env={**PLAIN, **plan.env, **env, **mark},
             install=install,
             title=plan.title,
         )
-    line = WarmOrder(endpoint, job.base, public_host, plan.env) if plan.can_be_warm else None
+    env = {**plan.env, **mark}
+    line = WarmOrder(endpoint, job.base, public_host, env) if plan.can_be_warm else None
     arguments = (endpoint.host, str(endpoint.port), job.base, public_host)
     return Order(
         job.generation,
         _launch(plan.framework, *arguments),
-        env={**PLAIN, **plan.env},
+        env={**PLAIN, **env},
         install=install,
         launchers=launchers(),
         title=plan.title,

@@ -418,6 +418,12 @@ function sorted(value) {
   return Object.keys(value).sort().map((name) => [name, sorted(value[name])])
 }
 
+/** What of the pod's own variables an install sees: settings of npm, proxies, certificates. */
+export function installVariables(ours) {
+  const passes = /^(?:npm_config_.*|https?_proxy|no_proxy|ssl_cert_(?:file|dir)|node_extra_ca_certs)$/i
+  return Object.fromEntries(Object.entries(ours).filter(([name]) => passes.test(name)))
+}
+
 function readOrNull(file) {
   try {
     return fs.readFileSync(file)
@@ -631,7 +637,7 @@ class Run {
 
   async #install({ command, env, limitSeconds }) {
     let late = false
-    const running = this.#spawn(command, env)
+    const running = this.#spawn(command, { ...installVariables(process.env), ...env })
     const limit = setTimeout(() => {
       late = true
       this.#child?.end(0)
