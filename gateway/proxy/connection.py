@@ -238,8 +238,11 @@ class ClientConnection(Sender):
         """
         events = self.parser.events
         parts: list[bytes] = []
-        while events and type(events[0]) is bytes:
-            parts.append(events.pop(0))
+        for event in events:
+            if type(event) is not bytes:
+                break
+            parts.append(event)
+        del events[: len(parts)]
         self.content_parts += 1
         if exchange is not None:
             exchange.request_content(parts)

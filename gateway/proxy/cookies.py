@@ -17,11 +17,13 @@ from gateway.session import COOKIE_PREFIX
 
 #: Every cookie of the gateway's own has this in its name.
 _OWN: Final = COOKIE_PREFIX.encode()
-#: The leading "=" is how a cookie without a name would come back as one with this name.
-_OWN_PAIR: Final = re.compile(rb"[ \t]*=?[ \t]*(?:__Host-|__Secure-)?" + re.escape(_OWN))
+#: The leading "=" is how a cookie without a name would come back as one with this name. White space
+#: is matched in one way only: in two, a pair of nothing else takes the square of its length.
+_START: Final = rb"[ \t]*(?:=[ \t]*)?"
+_OWN_PAIR: Final = re.compile(_START + rb"(?:__Host-|__Secure-)?" + re.escape(_OWN))
 #: A browser takes such a cookie only with ``Path=/``, so it cannot be one preview's on an origin
 #: that previews share.
-_HOST_PAIR: Final = re.compile(rb"[ \t]*=?[ \t]*__host-", re.IGNORECASE)
+_HOST_PAIR: Final = re.compile(_START + rb"__host-", re.IGNORECASE)
 _COOKIE: Final = b"cookie:"
 _WHITESPACE: Final = b" \t"
 

@@ -43,6 +43,8 @@ class Exchange:
 
     #: How many interim responses have come. Not set before the first: hardly any request has one.
     _interims: int
+    #: Whether the client takes event streams. Not set before it matters: hardly any request waits.
+    _takes_events: bool
 
     __slots__ = (
         "_chunked",
@@ -54,6 +56,7 @@ class Exchange:
         "_pool",
         "_request_complete",
         "_response",
+        "_takes_events",
         "_task",
         "_upstream",
         "answered",
@@ -335,8 +338,10 @@ class Exchange:
         out: list[bytes] = []
         last = heads.LAST_CHUNK
         finished = False
-        while events:
-            event = events.pop(0)
+        taken = 0
+        # Not popped one by one: a read may hold 40,000 chunks of one byte, and the list moves up
+        # behind each that is taken.
+        for taken, event in enumerate(events, 1):  # noqa: B007 - used behind the loop
             if event is END:
                 if self._response is None:
                     continue  # the end of an interim response
@@ -363,6 +368,7 @@ class Exchange:
                 self._write(out)
                 self._broken(event)
                 return
+        del events[:taken]
         if finished and self._chunked and self.head.method != b"HEAD":
             out.append(last)
         self._write(out)
@@ -506,10 +512,18 @@ class Exchange:
         if not (self._request_complete or self.upstream_blocked):
             if b"expect" not in head.special or client.content_parts:
                 return deadlines.CLIENT_SENDS, client.content_parts
-        elif http1.accepts_events(head):
+        elif self._may_be_silent():
             # Some servers send the head with the first event, whenever that is.
             return deadlines.NOBODY, 0
         return deadlines.UPSTREAM, tcp.progress(upstream.transport)
+
+    def _may_be_silent(self) -> bool:
+        # Asked once a second; what is looked through may be as long as a head.
+        try:
+            return self._takes_events
+        except AttributeError:
+            self._takes_events = http1.accepts_events(self.head)
+            return self._takes_events
 
     def time_out(self, awaited: int) -> None:
         """Answer after the deadline of who was to move."""
@@ -569,6 +583,8 @@ class Exchange:
                 upstream_closed=upstream.gone,
                 websocket=websocket,
             )
+        if self.client.writing_paused:
+            side.pause_writing()  # what its transport has said already, it does not say again
         self.client.become_tunnel(side, session_id)
 
     def _switch_problem(self, response: ResponseHead) -> str:

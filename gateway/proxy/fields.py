@@ -99,6 +99,8 @@ _NEVER_NAMED: Final = frozenset(
 )
 #: Distinct names that are recognised at first sight; enough for all browsers and frameworks.
 _MAX_NAMES: Final = 1024
+#: Longer ones are not kept: a name may be as long as a head.
+_MAX_NAME_BYTES: Final = 64
 WHITESPACE: Final = b" \t"
 
 
@@ -128,8 +130,11 @@ class Names:
 
     def learn(self, name: bytes) -> None:
         """Recognise an ordinary name at first sight from now on."""
-        if len(self.ordinary) < _MAX_NAMES:
-            self.ordinary.add(name)
+        if len(name) > _MAX_NAME_BYTES:
+            return
+        if len(self.ordinary) >= _MAX_NAMES:
+            self.ordinary.clear()  # else whoever makes up names keeps all others out for good
+        self.ordinary.add(name)
 
 
 class Fields:

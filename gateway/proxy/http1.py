@@ -156,6 +156,7 @@ class _MessageParser(ABC):
         "_done",
         "_edge",
         "_fields",
+        "_fields_seen",
         "_head",
         "_left",
         "_llhttp",
@@ -201,6 +202,8 @@ class _MessageParser(ABC):
         #: The last bytes that llhttp had of this message.
         self._edge = b""
         self._overhead = 0
+        #: Fields of this message so far, those of the trailer section included.
+        self._fields_seen = 0
         self._trailers: TrailerFields | None = None
 
     @property
@@ -353,6 +356,7 @@ class _MessageParser(ABC):
         self._fields = Fields(self._names)
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._count_field()
         if self._head is not None:
             self._add_trailer(self._head, name, value)
             return
@@ -361,6 +365,11 @@ class _MessageParser(ABC):
             self._fields.lines.append(name + b": " + value)
         else:
             self._fields.add(name, value)
+
+    def _count_field(self) -> None:
+        self._fields_seen += 1
+        if self._fields_seen > MAX_FIELDS:
+            raise Refusal(431, f"more than {MAX_FIELDS} fields")
 
     def _add_trailer(self, head: RequestHead | ResponseHead, name: bytes, value: bytes) -> None:
         if self._trailers is None:
@@ -456,8 +465,11 @@ class RequestParser(_MessageParser):
                 False  # no field at all; compiled, a slice that ends before it begins is an error
             )
         method, target = start.groups()
-        fields = _REQUEST_LINES.sort(data[start.end() : end].split(b"\r\n"))
-        if fields is None or len(target) > self._max_target or b"host" not in fields[1]:
+        field_lines = data[start.end() : end].split(b"\r\n")
+        if len(field_lines) > MAX_FIELDS or len(target) > self._max_target:
+            return False
+        fields = _REQUEST_LINES.sort(field_lines)
+        if fields is None or b"host" not in fields[1]:
             return False
         lines, special = fields
         keep_alive = special.get(b"connection", b"").lower() != b"close"
@@ -590,6 +602,8 @@ class ResponseParser(_MessageParser):
         if not 0 < size <= self._max_head - len(_BLANK_LINE):
             return False
         lines = data[:size].split(b"\r\n")
+        if len(lines) > MAX_FIELDS:
+            return False
         start = _known_status(lines.pop(0))
         fields = _RESPONSE_LINES.sort(lines) if start is not None else None
         if start is None or fields is None:
@@ -641,6 +655,9 @@ class ResponseParser(_MessageParser):
         )
 
 
+#: Fields of one message, those of its trailer section included (nginx takes as many). Each is far
+#: more in memory than on the wire, and more work than its bytes.
+MAX_FIELDS: Final = 1000
 #: Interim responses (RFC 9110 15.2) to one request. Each takes up far more memory than its bytes,
 #: and puts the deadline of the final response off.
 MAX_INTERIM: Final = 100
@@ -717,11 +734,16 @@ _REASON: Final = re.compile(rb"[\t \x21-\x7e\x80-\xff]*")
 _CHUNKED_HEAD: Final = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-@lru_cache(maxsize=1024)
 def is_host(value: bytes) -> bool:
     """Whether a Host field may have this value: a name or an IP literal, perhaps with a port."""
+    # The length comes first: what is remembered would be as long as a head may be.
+    return len(value) <= _MAX_HOST and _is_authority(value)
+
+
+@lru_cache(maxsize=1024)
+def _is_authority(value: bytes) -> bool:
     host = _HOST.fullmatch(value)
-    if host is None or len(value) > _MAX_HOST or int(host[2] or b"0") > _MAX_PORT:
+    if host is None or int(host[2] or b"0") > _MAX_PORT:
         return False
     return not host[1] or _is_ipv6(host[1].decode())
 
@@ -780,11 +802,12 @@ def wants_page(head: RequestHead) -> bool:
     return b"text/html" in head.special.get(b"accept", b"")
 
 
+_EVENT_STREAM: Final = re.compile(rb"(?:^|,)[ \t]*text/event-stream[ \t]*(?:[;,]|$)", re.IGNORECASE)
+
+
 def accepts_events(head: RequestHead) -> bool:
     """Whether an event stream is among what the client takes, in whichever words."""
-    accept = head.special.get(b"accept", b"").lower()
-    ranges = (element.partition(b";")[0] for element in accept.split(b","))
-    return any(media.strip(WHITESPACE) == b"text/event-stream" for media in ranges)
+    return _EVENT_STREAM.search(head.special.get(b"accept", b"")) is not None
 
 
 def _anything(_: bytes) -> bool:

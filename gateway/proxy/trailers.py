@@ -57,7 +57,7 @@ class TrailerFields:
     def __init__(self, names: Names, *, connection: bytes, max_bytes: int) -> None:
         """``connection`` is the value of Connection in the message's head."""
         self._names = names
-        self._named = [token.strip(WHITESPACE).lower() for token in connection.split(b",")]
+        self._named = {token.strip(WHITESPACE).lower() for token in connection.split(b",")}
         self._left = max_bytes
         #: The lines that pass.
         self.lines: list[bytes] = []

@@ -215,12 +215,13 @@ def link(near: TunnelSide, far: TunnelSide, *, to_client: bytes, to_upstream: by
     near.peer, far.peer = far, near
     tcp.probe(far.transport.get_extra_info("socket"))  # near has it from the listening socket
     for side in (near, far):
-        side.transport.set_write_buffer_limits(high=HIGH_WATER)
         side.transport.set_protocol(side)
-    if to_client:
-        far.data_received(to_client)
-    if to_upstream:
-        near.data_received(to_upstream)
+        # After it: what waits from before may be too much already, which is said once, and here.
+        side.transport.set_write_buffer_limits(high=HIGH_WATER)
+    for side, data in ((far, to_client), (near, to_upstream)):
+        if data:  # not by data_received, after which the side would pass for one that is read from
+            side.watch.see(data)
+            side.peer.transport.write(data)
     for side in (near, far):
-        if not side.transport.is_closing():
+        if side._silent != _PAUSED and not side.transport.is_closing():
             side.transport.resume_reading()

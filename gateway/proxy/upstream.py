@@ -116,17 +116,17 @@ class UpstreamConnection(Sender):
         consumer.response_events(self.parser.events)
 
     def eof_received(self) -> bool:
+        # Only the dev server's own end completes a response; a connection that is cut here is lost
+        # without an error, too.
+        consumer = self.consumer
+        if consumer is not None and self.parser.eof():
+            consumer.response_events(self.parser.events)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gone()
-        consumer = self.consumer
-        if consumer is None:
-            return
-        if exc is None and self.parser.eof():
-            consumer.response_events(self.parser.events)
-        else:
-            self.consumer = None
+        consumer, self.consumer = self.consumer, None
+        if consumer is not None:
             consumer.upstream_lost(exc)
 
     def pause_writing(self) -> None:

@@ -28,6 +28,8 @@ _OWN: Final = re.compile(
 #: Cookies of one request that are looked at: a browser sends one, or one for each scheme.
 _MAX_COOKIES: Final = 8
 _MAX_KNOWN: Final = 4096
+#: What is longer is checked anew each time: anybody may send it, and as much of it as a head holds.
+_MAX_KNOWN_BYTES: Final = 2048
 
 
 class Viewers:
@@ -46,9 +48,11 @@ class Viewers:
         key = (cookies, route.id, route.access)
         until = self._known.get(key)
         if until is None:
-            if len(self._known) >= _MAX_KNOWN:
-                self._known.clear()
-            until = self._known[key] = self._until(route, cookies)
+            until = self._until(route, cookies)
+            if len(cookies) <= _MAX_KNOWN_BYTES:
+                if len(self._known) >= _MAX_KNOWN:
+                    self._known.clear()
+                self._known[key] = until
         return self._clock() < until
 
     def _until(self, route: Route, cookies: bytes) -> int:

@@ -337,6 +337,28 @@ async def test_fault_21_content_until_the_end_that_is_reset_is_seen_as_truncated
     assert await client.rest() == b""
 
 
+async def test_fault_21_content_until_the_end_that_is_cut_here_is_seen_as_truncated(
+    gateway: Gateway,
+) -> None:
+    """After a stall the gateway itself ends what is under way: that is not the dev server's end."""
+    client, peer = await asked(gateway)
+    peer.send(OK + b"\r\nabc")
+    await client.until(b"abc\r\n")
+    gateway.pool().cut()
+    assert await client.rest() == b""
+
+
+async def test_content_until_the_end_may_end_in_the_middle_of_an_upload(gateway: Gateway) -> None:
+    dev = await gateway.preview()
+    client = await gateway.client()
+    client.get(b"x", b"Content-Length: 10", method=b"POST")
+    peer = await dev.accept()
+    await peer.head()
+    peer.send(OK + b"\r\nabc")
+    peer.end()
+    assert (await client.response()).body == b"abc"
+
+
 BAD = {
     "no HTTP at all": b"Unauthorized",
     "CL and TE": OK + b"Content-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",

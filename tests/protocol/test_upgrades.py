@@ -25,6 +25,10 @@ from tests.protocol.harness import (
     never,
 )
 
+#: A chunk of content.
+PART = b"%x\r\n%b\r\n" % (20_000, b"x" * 20_000)
+INTERIM = b"HTTP/1.1 103 Early Hints\r\nX-Long: " + b"x" * 60_000 + b"\r\n\r\n"
+
 
 async def asked(gateway: Gateway, *fields: bytes, rest: bytes = b"?token=t") -> tuple[Client, Peer]:
     """A client that has asked for an upgrade, and the dev server's end of it."""
@@ -175,6 +179,44 @@ async def test_a_tunnel_holds_a_bounded_amount_each_way(gateway: Gateway) -> Non
     client.resume()
     peer.resume()
     assert await peer.exactly(len(content)) == content
+    assert await client.exactly(len(content)) == content
+
+
+@pytest.mark.parametrize("before", [b"", INTERIM * 2], ids=["101", "103 and 101"])
+async def test_a_tunnel_to_a_client_that_is_behind_already_holds_no_more(
+    gateway: Gateway, before: bytes
+) -> None:
+    """What waits from before the upgrade counts: the dev server is held back from the beginning."""
+    dev = await gateway.preview()
+    client = await gateway.client()
+    client.pause()
+    client.get(b"first")
+    peer = await dev.accept()
+    await peer.head()
+    (connection,) = gateway.listener.connections
+    parts = 0
+    peer.send(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+    while connection.transport.get_write_buffer_size() < 150_000:
+        parts += 1
+        peer.send(PART)
+        await peer.drain()
+        await asyncio.sleep(0.01)
+    peer.send(b"0\r\n\r\n")
+    await eventually(lambda: connection.exchange is None)
+    assert not connection.writing_paused
+    client.upgrade()
+    peer = await dev.accept()
+    await peer.head()
+    peer.send(before + ACCEPTED)
+    content = b"y" * 20_000_000
+    assert await peer.accepted(content) < len(content) / 2
+    assert gateway.held <= 512 * 1024
+    client.resume()
+    assert (await client.response_head()).status == 200
+    assert await client.exactly(len(PART) * parts + 5) == PART * parts + b"0\r\n\r\n"
+    while (response := await client.response_head()).status == 103:
+        pass
+    assert response.status == 101
     assert await client.exactly(len(content)) == content
 
 
