@@ -291,14 +291,18 @@ class ApiServer:
         selected = self._selected(request)
         version = _version(request.query.get("resourceVersion", ""))
         watch = Watch()
+        # A list as the beginning of a watch, which newer clients ask for.
+        initial = request.query.get("sendInitialEvents") == "true"
         try:
-            if version:
+            if version and not initial:
                 for change in self.store.since(version):
                     watch.queue.put_nowait(change)
             else:
                 # "Any version": first what is there, as if it had just come.
                 for pod in self.store.all():
                     watch.queue.put_nowait(Change(self.store.version, None, pod))
+                if initial:
+                    watch.queue.put_nowait("shown")
         except Refusal as exc:
             if self.faults.gone_as_status:
                 raise
@@ -331,6 +335,10 @@ class ApiServer:
                 continue
             if self.faults.silence:
                 continue
+            if item == "shown":
+                end_of_list = {"k8s.io/initial-events-end": "true"}
+                await _send(response, "BOOKMARK", _bookmark(self.store.version, end_of_list))
+                continue
             if item == "end":
                 return response
             if item == "drop":
@@ -361,11 +369,12 @@ async def _send(response: web.StreamResponse, kind: str, thing: dict[str, Any]) 
     await response.write(json.dumps({"type": kind, "object": thing}).encode() + b"\n")
 
 
-def _bookmark(version: int) -> Pod:
+def _bookmark(version: int, annotations: dict[str, str] | None = None) -> Pod:
+    metadata = {"resourceVersion": str(version), "creationTimestamp": None}
     return {
         "kind": "Pod",
         "apiVersion": "v1",
-        "metadata": {"resourceVersion": str(version), "creationTimestamp": None},
+        "metadata": {**metadata, "annotations": annotations} if annotations else metadata,
         "spec": {"containers": None},
         "status": {},
     }

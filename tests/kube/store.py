@@ -56,9 +56,11 @@ def seen_by(selected: Selected, change: Change) -> EventType | None:
 
 @dataclass(slots=True, eq=False)
 class Watch:
-    """One open watch. Put into ``queue``: changes, and how it ends: in order, broken, refused."""
+    """One open watch. Put into ``queue``: changes, the end of those that are none but show what
+    there is ("shown"), and how it ends: in order, broken, refused.
+    """
 
-    queue: asyncio.Queue[Change | Literal["end", "drop"] | Refusal] = field(
+    queue: asyncio.Queue[Change | Literal["shown", "end", "drop"] | Refusal] = field(
         default_factory=asyncio.Queue
     )
 
