@@ -10,7 +10,10 @@ from typing import Final
 from unittest import mock
 
 from gateway.errors import SettingsError
+from gateway.session import SessionId
 from gateway.settings import PREFIX, Settings, load_settings
+from gateway.spawner.kube.manifest import Manifests, Purpose
+from gateway.spawner.kube.template import Template
 from tests.manifests.documents import Document, configuration, gateway_of, of_kind, title
 
 #: What Kubernetes, not these manifests, puts for "$(POD_NAME)" and the like.
@@ -57,6 +60,12 @@ def settings(documents: Sequence[Document]) -> Settings:
     """The settings that a replica begins with; SettingsError if it would refuse to."""
     with mock.patch.dict(os.environ, environment(documents), clear=True):
         return load_settings()
+
+
+def preview_pod(documents: Sequence[Document]) -> Document:
+    """The pod that the spawner would ask for, for some session."""
+    purpose = Purpose.session(SessionId("quick-fox-1"), 1)
+    return Manifests(settings(documents), Template()).pod(purpose)
 
 
 def _of_settings(documents: Sequence[Document]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+from gateway.spawner.kube.manifest import AGENT_PORT, COMPONENT_LABEL, DEV_PORT, NAME_LABEL
 from tests.manifests.documents import (
     Document,
     Labels,
@@ -25,9 +26,6 @@ from tests.manifests.documents import (
     pods_of,
     title,
 )
-
-DEV_SERVER: Final = 5173
-AGENT: Final = 8700
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,7 @@ PREVIEW: Final = Place(
     "preview",
     "10.244.9.2",
     "previews",
-    {"app.kubernetes.io/name": "preview-gateway", "app.kubernetes.io/component": "preview"},
+    {NAME_LABEL: "preview-gateway", COMPONENT_LABEL: "preview"},
 )
 OTHER_PREVIEW: Final = Place("other preview", "10.244.9.3", PREVIEW.namespace, PREVIEW.labels)
 STRANGER: Final = Place("pod of somebody", "10.244.9.4", "default", {"app": "something"})
@@ -157,7 +155,7 @@ def _ways_of_redis(documents: Sequence[Document], gateway: Place) -> Iterator[Wa
 
 
 def _ways_of_previews(gateway: Place) -> Iterator[Way]:
-    for port in (DEV_SERVER, AGENT):
+    for port in (DEV_PORT, AGENT_PORT):
         yield Way(gateway, PREVIEW, port, wanted=True)
         for source in (STRANGER, OTHER_PREVIEW, SQUATTER, PROMETHEUS):
             yield Way(source, PREVIEW, port, wanted=False, let_out=True)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from typing import Final
 
-from gateway.settings import Settings
+from gateway.errors import SettingsError
 from tests.manifests.documents import (
     Document,
     configuration,
@@ -15,17 +16,12 @@ from tests.manifests.documents import (
     has,
     pods_of,
 )
+from tests.manifests.policy.configured import preview_pod
 from tests.manifests.policy.quantities import quantity
 
 #: CPU has no limit: throttling a gateway holds up every preview at once.
 REQUESTS: Final = ("cpu", "memory", "ephemeral-storage")
 LIMITS: Final = ("memory", "ephemeral-storage")
-#: Of a preview's pod: the setting of its limit, and which part of it is reserved.
-OF_A_PREVIEW: Final = {
-    "cpu": ("pod_cpu", 10),
-    "memory": ("pod_memory", 4),
-    "ephemeral-storage": ("pod_storage", 4),
-}
 _PINNED: Final = re.compile(
     r"[\w./-]+(?::\d+)?(?:/[\w./-]+)?(?::(?P<tag>[\w.-]+)|@sha256:[0-9a-f]{64})"
 )
@@ -92,19 +88,31 @@ def _of_images(documents: Sequence[Document]) -> Iterator[str]:
 
 
 def _of_previews(documents: Sequence[Document]) -> Iterator[str]:
-    """The pods of previews fit the limits, and as many of them as may be fit the quota."""
-    found = configuration(documents)
+    """The pods of previews fit the limits, and as many of them as there may be fit the quota."""
     hard = find(documents, "ResourceQuota", "previews", "previews")["spec"]["hard"]
     limits = find(documents, "LimitRange", "previews", "previews")["spec"]["limits"]
-    (container,) = [limit for limit in limits if limit["type"] == "Container"]
-    for name, (setting, part) in OF_A_PREVIEW.items():
-        default = Settings.model_fields[setting].default
-        limit = quantity(found.get(f"GATEWAY_{setting.upper()}", default))
-        if limit > quantity(container["max"][name]):
-            yield f"LimitRange: a preview may have {limit} of {name}: more than the greatest"
-        if quantity(container["default"][name]) > quantity(container["max"][name]):
+    (range_,) = [limit for limit in limits if limit["type"] == "Container"]
+    for name in REQUESTS:
+        if quantity(range_["default"][name]) > quantity(range_["max"][name]):
             yield f"LimitRange: the default of {name} is more than the greatest"
-        pods = quantity(hard["pods"])
-        for what, each in (("limits", limit), ("requests", limit / part)):
+    try:
+        spec = preview_pod(documents)["spec"]
+    except SettingsError:  # said by ``configured``
+        return
+    for container in [*spec["initContainers"], *spec["containers"]]:
+        for problem in of_container(container):
+            yield f"pods of previews: {container['name']}: {problem}"
+        for name, limit in container["resources"]["limits"].items():
+            if quantity(limit) > quantity(range_["max"][name]):
+                yield f"LimitRange: {limit} of {name} for a preview is more than the greatest"
+    pods = quantity(hard["pods"])
+    for what in ("requests", "limits"):
+        for name in REQUESTS:
+            # Init containers run before the others: the greater of both counts.
+            each = max(_sum(spec[kind], what, name) for kind in ("containers", "initContainers"))
             if pods * each > quantity(hard[f"{what}.{name}"]):
                 yield f"ResourceQuota: {what}.{name} is too little for {pods} pods"
+
+
+def _sum(containers: Sequence[Document], what: str, name: str) -> Decimal:
+    return sum((quantity(each["resources"][what][name]) for each in containers), Decimal())

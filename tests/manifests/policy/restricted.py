@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from tests.manifests.documents import Document, of_kind, pods_of, title
+from gateway.errors import SettingsError
+from tests.manifests.documents import Document, has, of_kind, pods_of, title
+from tests.manifests.policy.configured import preview_pod
 
 VOLUMES: Final = frozenset(
     {
@@ -52,6 +54,13 @@ def problems(documents: Sequence[Document]) -> Iterator[str]:
     for pods in pods_of(documents):
         for problem in of_pod(pods.spec):
             yield f"{pods.title}: {problem}"
+    if has(documents, "Namespace", "previews"):
+        try:
+            spec = preview_pod(documents)["spec"]
+        except SettingsError:  # said by ``configured``
+            return
+        for problem in of_pod(spec):
+            yield f"pods of previews: {problem}"
 
 
 def of_pod(spec: Document) -> Iterator[str]:
