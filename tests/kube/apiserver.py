@@ -26,14 +26,13 @@ from tests.kube.statuses import (
     unauthorized,
     version_too_large,
 )
-from tests.kube.store import Change, Pod, Selected, Store, Watch, seen_by
+from tests.kube.store import Change, Pod, Selected, Store, Watch
+from tests.kube.watching import Stream, cut_off
 
 HOST: Final = "127.0.0.1"
 _PODS: Final = "/api/v1/namespaces/{namespace}/pods"
 _POD: Final = _PODS + "/{name}"
 _MERGE_PATCH: Final = "application/merge-patch+json"
-#: The default of the real one lies between 30 and 60 minutes.
-_WATCH_SECONDS: Final = 1800
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -309,75 +308,16 @@ class ApiServer:
             watch.queue.put_nowait(exc)
         self.store.watches.add(watch)
         try:
-            return await self._stream(request, watch, selected)
+            stream = Stream(
+                watch,
+                selected,
+                store=self.store,
+                faults=self.faults,
+                pause=self._bookmark_seconds,
+            )
+            return await stream.answer(request)
         finally:
             self.store.watches.discard(watch)
-
-    async def _stream(
-        self, request: web.Request, watch: Watch, selected: Selected
-    ) -> web.StreamResponse:
-        loop = asyncio.get_running_loop()
-        end = loop.time() + float(request.query.get("timeoutSeconds") or _WATCH_SECONDS)
-        bookmarks = request.query.get("allowWatchBookmarks") == "true"
-        response = web.StreamResponse(headers={"Content-Type": "application/json"})
-        response.enable_chunked_encoding()
-        await response.prepare(request)
-        while not self.faults.cut_watches:
-            try:
-                async with asyncio.timeout(self._next(end - loop.time())):
-                    item = await watch.queue.get()
-            except TimeoutError:
-                # The real one sends one about every minute, and one before it ends the watch.
-                if bookmarks and not self.faults.silence:
-                    await _send(response, "BOOKMARK", _bookmark(self.store.version))
-                if loop.time() >= end and not self.faults.hold_watches:
-                    return response
-                continue
-            if self.faults.silence:
-                continue
-            if item == "shown":
-                end_of_list = {"k8s.io/initial-events-end": "true"}
-                await _send(response, "BOOKMARK", _bookmark(self.store.version, end_of_list))
-                continue
-            if item == "end":
-                return response
-            if item == "drop":
-                return _cut_off(request, response)
-            if isinstance(item, Refusal):
-                await _send(response, "ERROR", item.status)
-                return response
-            assert isinstance(item, Change)
-            if kind := seen_by(selected, item):
-                await _send(response, kind, _shown(kind, item))
-        return response
-
-    def _next(self, left: float) -> float:
-        """Seconds until there is something to do in a watch of which nothing is heard."""
-        return min(self._bookmark_seconds, left) if left > 0 else 0.05
-
-
-def _shown(kind: str, change: Change) -> Pod:
-    """The pod of an event. Of one that left the view of a watch it is the state before."""
-    if kind == "DELETED" and not change.deleted:
-        assert change.before is not None
-        metadata = {**change.before["metadata"], "resourceVersion": str(change.version)}
-        return {**change.before, "metadata": metadata}
-    return change.after
-
-
-async def _send(response: web.StreamResponse, kind: str, thing: dict[str, Any]) -> None:
-    await response.write(json.dumps({"type": kind, "object": thing}).encode() + b"\n")
-
-
-def _bookmark(version: int, annotations: dict[str, str] | None = None) -> Pod:
-    metadata = {"resourceVersion": str(version), "creationTimestamp": None}
-    return {
-        "kind": "Pod",
-        "apiVersion": "v1",
-        "metadata": {**metadata, "annotations": annotations} if annotations else metadata,
-        "spec": {"containers": None},
-        "status": {},
-    }
 
 
 class _Dropped(Exception):
@@ -400,13 +340,9 @@ async def _refusals(request: web.Request, handler: Handler) -> web.StreamRespons
         return web.json_response(status.status, status=404)
 
 
-def _cut_off(
-    request: web.Request, response: web.StreamResponse | None = None
-) -> web.StreamResponse:
-    """Close the connection of a request at once."""
-    if request.transport is not None:
-        request.transport.abort()
-    return response or web.Response()
+def _cut_off(request: web.Request) -> web.Response:
+    cut_off(request)
+    return web.Response()  # nobody gets it
 
 
 def _constant(document: dict[str, Any]) -> Handler:

@@ -15,6 +15,7 @@ Kind = Literal[
     "oom",  # the main container is killed for its memory as soon as it is started
     "evicted",  # the node is short of something as soon as it is started
     "never-ready",  # it runs, and its readiness probe fails
+    "never",  # nothing of all this
 ]
 
 UNSCHEDULABLE: Final = (

@@ -13,7 +13,8 @@ import aiohttp
 
 from tests.kube import failures, podstatus
 from tests.kube.failures import Failures
-from tests.kube.podrun import Node, PodRun
+from tests.kube.node import Node
+from tests.kube.podrun import PodRun
 from tests.kube.store import Change, Pod, Store
 
 _log = logging.getLogger(__name__)

@@ -46,11 +46,6 @@ class ContainerState:
             detail["signal"] = signal
         self.state, self.ready, self.started = {"terminated": detail}, False, False
 
-    def complete(self, exit_code: int) -> None:
-        """It was an init container, and has ended; with 0 it counts as ready."""
-        self.end(exit_code)
-        self.ready = exit_code == 0
-
     @property
     def exit_code(self) -> int | None:
         """How it ended; None while it has not."""
