@@ -14,6 +14,7 @@ from gateway.api.call_log import call_log_middleware
 from gateway.api.compat import CompatApi
 from gateway.api.cors import cors_middleware
 from gateway.api.creation import Creation
+from gateway.api.dashboard import Dashboard
 from gateway.api.events import EventStreams
 from gateway.api.files import FilesApi
 from gateway.api.gate import Gate
@@ -108,7 +109,7 @@ def make_application(
         notes=notes,
         streams=streams,
     )
-    for part in (health, sessions, files, notes, links, tickets, compat):
+    for part in (health, sessions, files, notes, links, tickets, compat, Dashboard()):
         application.add_routes(part.routes())
     application[OLDER_SHAPES] = compat.shapes()
 

@@ -21,7 +21,7 @@ def cors_middleware(origins: Iterable[str]) -> Middleware:
             return _varied(await handler(request)) if allowed else await handler(request)
         fields = {
             "Access-Control-Allow-Origin": origin,
-            "Access-Control-Expose-Headers": "Location, Retry-After, X-Preview-Replica",
+            "Access-Control-Expose-Headers": "ETag, Location, Retry-After, X-Preview-Replica",
             "Vary": "Origin",
         }
         if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:

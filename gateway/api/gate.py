@@ -12,6 +12,7 @@ from typing import Final
 
 from aiohttp import web
 
+from gateway.api.dashboard import OPEN_ROUTES
 from gateway.api.lookup import Lookup, session_id_of
 from gateway.api.problems import Handler, route_of
 from gateway.api.tickets import Tickets, is_ticket
@@ -60,7 +61,8 @@ class Gate:
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Raises Unauthorized, Forbidden, SessionNotFound."""
-        if not self._tokens.asked_for or request.path.startswith(_OPEN):
+        is_open = request.path.startswith(_OPEN) or route_of(request) in OPEN_ROUTES
+        if is_open or not self._tokens.asked_for:
             request[CALLER] = ANYBODY
             return await handler(request)
         caller = request[CALLER] = await self._caller(request)
