@@ -12,7 +12,6 @@ from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import asdict
 from functools import partial
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -25,6 +24,7 @@ from gateway.client import Client, Event
 from gateway.errors import GatewayError, SettingsError, SpawnFailed
 from gateway.findings import Finding, Verdict
 from gateway.folder import Folder
+from gateway.install_agent import install_agent
 from gateway.proxy.build import BUILD
 from gateway.registry.url import without_passwords
 from gateway.settings import PREFIX, Settings, is_loopback, load_settings
@@ -302,9 +302,8 @@ def _stop(options: argparse.Namespace) -> int:
 
 def _install_agent(options: argparse.Namespace) -> int:
     """For the init container of a preview's pod: what runs there is one file."""
-    agent = resources.files("gateway.spawner") / "launchers" / "agent.mjs"
     try:
-        (options.dir / agent.name).write_bytes(agent.read_bytes())
+        install_agent(options.dir)
     except OSError as exc:
         print(f"preview-gateway: {options.dir}: {exc.strerror}", file=sys.stderr)
         return 1

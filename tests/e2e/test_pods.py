@@ -111,7 +111,7 @@ async def lone(
     http: aiohttp.ClientSession,
 ) -> AsyncIterator[Pods]:
     """One replica that does not wait long for a pod."""
-    environ = settings(store, cluster, tmp_path, GATEWAY_POD_START_SECONDS="6")
+    environ = settings(store, cluster, tmp_path, GATEWAY_POD_START_SECONDS="15")
     async with run_fleet(http, data_dir, environ, count=1) as fleet:
         yield Pods(fleet, cluster)
 

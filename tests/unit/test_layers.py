@@ -59,6 +59,7 @@ RANKS: Final[dict[str, int]] = {
     # What commands are made of: they talk to a gateway over HTTP and know nothing of its inside.
     "gateway.client": 4,
     "gateway.folder": 4,
+    "gateway.install_agent": 1,
     "gateway.doctor": 5,
     "gateway.up": 5,
     "gateway.app": 5,

@@ -152,7 +152,7 @@ class Manifests:
         return {
             "name": "agent",
             "image": self._settings.pod_agent_image,
-            "command": ["preview-gateway", "install-agent", "/agent"],
+            "command": ["python", "-m", "gateway.install_agent", "/agent"],
             "securityContext": _confined(),
             "resources": {
                 "requests": {"cpu": "10m", "memory": "64Mi", "ephemeral-storage": "16Mi"},
