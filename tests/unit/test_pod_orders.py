@@ -64,7 +64,8 @@ def test_a_dev_server_that_is_asked_under_a_public_name_is_told_it() -> None:
 def test_a_pod_that_waits_loads_what_package_json_lists() -> None:
     framework = choose(Recipe(), VITE).framework
     assert framework is not None
-    made = make_warm_order(Settings(), framework, VITE)
+    settings: dict[str, Any] = {}
+    made = make_warm_order(Settings(**settings), framework, VITE)
     assert made.command == ("node", "{launchers}/vite.mjs", "--wait", "vite")
     assert made.install is not None
     assert made.generation == 0
