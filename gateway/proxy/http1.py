@@ -191,11 +191,12 @@ class _MessageParser(ABC):
         self._ordinary = self._names.ordinary
         #: Made when it is needed, which is rare: it costs as much as a whole short connection.
         self._llhttp: Any = None
-        self._fields = _NO_FIELDS
         self._begin()
 
     def _begin(self) -> None:
         self._head = None
+        #: Let go of between two messages: an idle connection would hold what may be a long head.
+        self._fields = _NO_FIELDS
         self._begun = False
         #: The start line, as far as it has come, to the byte.
         self._start = b""

@@ -337,7 +337,8 @@ async def test_empty_lines_do_not_keep_a_connection(start: Start) -> None:
             await asyncio.sleep(0.02)
 
     dribbling = asyncio.create_task(dribble())
-    assert await client.rest() == b""
+    with contextlib.suppress(ConnectionResetError):  # a line may have crossed the end
+        assert await client.rest() == b""
     dribbling.cancel()
     await asyncio.gather(dribbling, return_exceptions=True)
 
