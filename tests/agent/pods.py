@@ -7,6 +7,10 @@ import base64
 import gzip
 import hashlib
 import json
+import os
+import random
+import secrets
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -110,13 +114,52 @@ class Pod:
 NewPod = Callable[..., Awaitable[Pod]]
 
 
+@asynccontextmanager
+async def running_pod(node: str, root: Path, mark: str, **settings: str) -> AsyncIterator[Pod]:
+    """An agent that runs, and has ended at the end, by SIGTERM if not before."""
+    # An address of its own, like a pod's: nothing here may depend on 127.0.0.1.
+    host = f"127.1.{random.randrange(1, 255)}.{random.randrange(1, 255)}"  # noqa: S311
+    token = secrets.token_hex(32)
+    process = await asyncio.create_subprocess_exec(
+        node,
+        str(LAUNCHERS / "agent.mjs"),
+        env={
+            "PATH": os.environ["PATH"],
+            "PREVIEW_AGENT_TOKEN": token,
+            "PREVIEW_AGENT_HOST": host,
+            "PREVIEW_AGENT_PORT": "0",
+            "PREVIEW_ROOT": str(root),
+            MARK: mark,
+            **settings,
+        },
+        stdin=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    assert process.stderr
+    async with asyncio.timeout(20):
+        ready = (await process.stderr.readline()).decode()
+    assert ready.startswith("agent: ready on "), ready
+    async with aiohttp.ClientSession() as http:
+        agent = Agent(http, host, int(ready.split()[-1]), token)
+        try:
+            yield Pod(agent, process, root, token, mark)
+        finally:
+            if process.returncode is None:
+                process.terminate()
+            async with asyncio.timeout(20):
+                said = (await process.stderr.read()).decode()
+                status = await process.wait()
+    assert status in {0, -signal.SIGKILL}, said  # the latter by a test
+    assert "    at " not in said, f"an error that nobody expected: {said}"
+
+
 def marked(mark: str) -> list[psutil.Process]:
-    """All living processes with this mark."""
+    """All living processes whose mark begins so."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if process.status() != psutil.STATUS_ZOMBIE and process.environ().get(MARK) == mark:
-                found.append(process)
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found += [process] if process.environ().get(MARK, "").startswith(mark) else []
     return found
 
 

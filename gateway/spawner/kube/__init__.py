@@ -9,4 +9,6 @@
     refusals.py    answers of the API server as errors of the gateway (pure)
     pauses.py      how long to wait before another try (pure)
     reflector.py   the pods of a selector, kept up to date
+    agent.py       calls of the agent inside a pod (docs/agent.md)
+    agent_wire.py  what is said to it, and what it says (pure)
 """
