@@ -72,7 +72,7 @@ async def within(seconds: float) -> AsyncIterator[None]:
     """What happens in here comes soon after ``seconds``."""
     began = time.monotonic()
     yield
-    assert seconds <= time.monotonic() - began < seconds + 2 * LATE + 0.5
+    assert seconds <= time.monotonic() - began < seconds + 2 * LATE + 1.5
 
 
 async def sip(reader: Peer) -> None:

@@ -233,7 +233,7 @@ async def test_tunnels_stay_during_the_grace_period(gateway: Gateway) -> None:
 
 async def test_tunnels_end_one_by_one_without_a_close_frame(start: Start) -> None:
     """Each end is a page that loads again somewhere else."""
-    gateway = await start(drain_seconds=1.0)
+    gateway = await start(drain_seconds=2.0)
     dev = await gateway.preview()
     pairs = [await tunnelled(gateway, dev) for _ in range(40)]
     clock = asyncio.get_running_loop().time
@@ -247,13 +247,13 @@ async def test_tunnels_end_one_by_one_without_a_close_frame(start: Start) -> Non
     far = [asyncio.create_task(end(peer)) for _, peer in pairs]
     await draining(gateway, grace_seconds=0)
     took = clock() - begin
-    assert took < 1.0, "within the budget, and without a log line that some were cut off"
+    assert took < 2.0, "within the budget, and without a log line that some were cut off"
     times = sorted([await task for task in ends])
-    assert max(later - earlier for earlier, later in pairwise(times)) < 0.3
-    for tenth in range(1, 7):
-        # 40 in 0.8 s: about five in a tenth of a second; never a crowd.
-        assert sum(tenth / 10 <= at < (tenth + 1) / 10 for at in times) <= 15
-    assert times[-1] > 0.6
+    assert max(later - earlier for earlier, later in pairwise(times)) < 0.6
+    for fifth in range(1, 7):
+        # 40 in 1.6 s: about five in a fifth of a second; never a crowd.
+        assert sum(fifth / 5 <= at < (fifth + 1) / 5 for at in times) <= 15
+    assert times[-1] > 1.2
     await asyncio.gather(*far)
 
 

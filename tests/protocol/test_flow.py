@@ -305,7 +305,7 @@ async def test_fault_15_a_slow_head_is_408_at_the_deadline(start: Start) -> None
     dribbling = asyncio.create_task(dribble(client))
     response = await client.response()
     assert (response.status, response.closes) == (408, True)
-    assert loop.time() - began < 0.5 + 1 + 0.5  # the sweep comes once a second
+    assert loop.time() - began < 0.5 + 1 + 1.5  # the sweep comes once a second
     dribbling.cancel()
     await asyncio.gather(dribbling, return_exceptions=True)
 

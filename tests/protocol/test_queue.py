@@ -311,26 +311,34 @@ async def test_a_refused_upgrade_gives_its_place_back(start: Start) -> None:
 
 async def test_fault_18_a_greedy_preview_does_not_hurt_others(start: Start) -> None:
     gateway = await start(max_connections_per_preview=4, max_queue_per_preview=50)
-    await busy(gateway, 4)
-    await queued(gateway, *[b"%d" % number for number in range(50)])
     other = await gateway.preview(session_id="other123")
     client = await gateway.client()
-    times = []
-    for number in range(200):
-        began = time.perf_counter()
-        client.ask(b"/preview/other123/")
-        if not number:
-            peer = await other.accept()
-        await peer.head()
-        peer.send(HELLO)
-        assert (await client.response()).status == 200
-        times.append(time.perf_counter() - began)
-        # More of them come and are refused all the while.
-        greedy = await gateway.client()
-        greedy.get(b"more")
-        assert (await greedy.response()).status == 503
-        await greedy.close()
-    assert sorted(times)[198] < 0.05
+    client.ask(b"/preview/other123/")
+    peer = await other.accept()
+
+    async def times(rounds: int, *, greedy: bool) -> list[float]:
+        """What requests of the other one take, in order of length."""
+        taken = []
+        for _ in range(rounds):
+            began = time.perf_counter()
+            await peer.head()
+            peer.send(HELLO)
+            assert (await client.response()).status == 200
+            taken.append(time.perf_counter() - began)
+            if greedy:  # more of them come and are refused all the while
+                more = await gateway.client()
+                more.get(b"more")
+                assert (await more.response()).status == 503
+                await more.close()
+            client.ask(b"/preview/other123/")
+        return sorted(taken)
+
+    alone = await times(100, greedy=False)
+    await busy(gateway, 4)
+    await queued(gateway, *[b"%d" % number for number in range(50)])
+    beside = await times(200, greedy=True)
+    # Beside what this machine takes for it at the moment.
+    assert beside[198] < 0.05 + 2 * alone[-1]
 
 
 async def test_fault_17_a_flood_of_connections_is_refused_and_passes(start: Start) -> None:
