@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -16,11 +17,12 @@ import psutil
 
 from tests.e2e.replicas import Api, ReplicaProcess
 
-#: Says which generation of which session it is, to every request, and keeps saying it to ``/tick``.
-#: A POST takes its time, and nobody may send it twice.
+#: Says which generation of which session it is, to every request, and keeps saying it to ``/tick``;
+#: a field says which process that is. A POST takes its time, and nobody may send it twice.
 SERVER: Final = """
 const http = require('http'), who = process.env.PREVIEW_SESSION;
 http.createServer((request, response) => {
+  response.setHeader('x-process', process.pid);
   if (request.method === 'POST') return setTimeout(() => response.end(who), 300);
   if (!request.url.endsWith('/tick')) return response.end(who);
   setInterval(() => response.write(who + '\\n'), 50);
@@ -38,14 +40,26 @@ _PUSH_SECONDS: Final = 0.5
 
 def dev_servers(session_id: str) -> dict[str, psutil.Process]:
     """The living processes that carry the session's mark, by ``<id>.<generation>``."""
-    found = {}
+    return {mark: process for mark, process in marked() if mark.partition(".")[0] == session_id}
+
+
+def marked() -> Iterator[tuple[str, psutil.Process]]:
+    """Every living process of a session, with its mark."""
     for process in psutil.process_iter():
         try:
             mark = process.environ().get("PREVIEW_SESSION", "")
-            if mark.partition(".")[0] == session_id and process.status() != "zombie":
-                found[mark] = process
+            if mark and process.status() != "zombie":
+                yield mark, process
         except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
             continue
+
+
+def process_groups() -> dict[str, set[tuple[str, int]]]:
+    """What runs of each session: (mark, process group), of which each dev server is one."""
+    found: dict[str, set[tuple[str, int]]] = {}
+    for mark, process in marked():
+        with suppress(ProcessLookupError):
+            found.setdefault(mark.partition(".")[0], set()).add((mark, os.getpgid(process.pid)))
     return found
 
 
@@ -62,7 +76,8 @@ async def until_one_runs(sessions: Sequence[str], *, seconds: float) -> None:
     """Wait until each session has exactly one dev server: nothing is left of former ones."""
 
     async def one_each() -> bool:
-        return all(len(dev_servers(session)) == 1 for session in sessions)
+        found = process_groups()
+        return all(len(found.get(session, ())) == 1 for session in sessions)
 
     await until(one_each, seconds=seconds)
 
@@ -81,12 +96,17 @@ class Fleet:
         #: What the Service sends new requests to.
         self.ready: list[ReplicaProcess] = []
 
-    async def add(self) -> ReplicaProcess:
-        """One more replica, ready."""
+    async def begin(self, count: int) -> None:
+        """So many replicas, which start beside each other."""
+        await asyncio.gather(*(self.add() for _ in range(count)))
+
+    async def add(self, **settings: str) -> ReplicaProcess:
+        """One more replica, ready, with further settings of its own."""
         host = f"127.0.0.{len(self.replicas) + 2}"
-        replica = ReplicaProcess(host=host, data_dir=self._data_dir, environ=self._settings)
-        await self._stack.enter_async_context(replica)
+        environ = {**self._settings, **settings}
+        replica = ReplicaProcess(host=host, data_dir=self._data_dir, environ=environ)
         self.replicas.append(replica)
+        await self._stack.enter_async_context(replica)
         self.ready.append(replica)
         return replica
 
@@ -109,8 +129,17 @@ class Fleet:
         """The API of one replica."""
         return Api(self.http, replica)
 
+    async def clear(self) -> None:
+        """End all sessions, for the next test."""
+        api = self.api(self.ready[0])
+        _, listed = await api.call("GET", "/api/v1/sessions?limit=500")
+        names = [session["id"] for session in listed["sessions"]]
+        await asyncio.gather(*(api.call("DELETE", f"/api/v1/sessions/{name}") for name in names))
+
     async def close(self) -> None:
         """Stop every replica."""
+        running = [replica for replica in self.replicas if replica.is_running]
+        await asyncio.gather(*(replica.stop() for replica in running), return_exceptions=True)
         await self._stack.aclose()
 
 
@@ -125,8 +154,7 @@ async def run_fleet(
     fleet = Fleet(http, data_dir, settings)
     watching = asyncio.create_task(fleet.watch(), name="readiness")
     try:
-        for _ in range(count):
-            await fleet.add()
+        await fleet.begin(count)
         yield fleet
     finally:
         watching.cancel()
@@ -146,6 +174,10 @@ class Load:
     longest_seconds: float = 0.0
     #: Per session: (when it was first seen, generation), ascending.
     seen: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
+    #: Per mark: the processes that have answered under it.
+    processes: dict[str, set[str]] = field(default_factory=dict)
+    #: Answers of a generation when a newer one had been seen before.
+    outdated: int = 0
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Load]:
@@ -178,13 +210,16 @@ class Load:
             async with self.fleet.http.request(method, url) as response:
                 text = await response.text()
                 problem = "" if response.status == 200 else f"{response.status} {text[:200]}"
+                process = response.headers.get("x-process", "")
         except aiohttp.ClientError as exc:
             problem = repr(exc)
         took = time.monotonic() - began
         self.longest_seconds = max(self.longest_seconds, took)
         if not problem:
             name, _, generation = text.partition(".")
+            self.processes.setdefault(text, set()).add(process)
             if name != session_id or int(generation) < oldest:
+                self.outdated += 1
                 problem = f"{text} answered for {session_id}, {oldest} was seen before"
             elif all(number != int(generation) for _, number in self.seen.get(name, ())):
                 self.seen.setdefault(name, []).append((time.monotonic(), int(generation)))

@@ -52,6 +52,10 @@ class ReplicaProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.returncode is None
+
     async def __aenter__(self) -> Self:
         await self.start()
         return self

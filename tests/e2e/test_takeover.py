@@ -4,35 +4,59 @@ from __future__ import annotations
 
 import asyncio
 import signal
-import sys
 import time
 from collections import Counter
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
+import pytest_asyncio
 
-from tests.e2e.conftest import Store
+from tests.e2e.conftest import run_store
 from tests.e2e.fleet import STATIC, Fleet, Load, dev_servers, run_fleet, until, until_one_runs
+from tests.e2e.losses import expect_nothing_lost
 
-pytestmark = [pytest.mark.node, pytest.mark.timeout(240)]
+pytestmark = [
+    pytest.mark.asyncio(loop_scope="module"),
+    pytest.mark.node,
+    pytest.mark.timeout(240),
+]
 
-LEASE_SECONDS = 4.0
+LEASE_SECONDS = 3.0
+
+
+@asynccontextmanager
+async def run(data_dir: Path, **settings: str) -> AsyncIterator[Fleet]:
+    """Three replicas with a registry and a client of their own."""
+    connector = aiohttp.TCPConnector(limit=0)
+    async with run_store() as store, aiohttp.ClientSession(connector=connector) as http:
+        environ = {"GATEWAY_REDIS_URL": store.url, **settings}
+        async with run_fleet(http, data_dir, environ, count=3) as fleet:
+            yield fleet
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def stallable(data_dir: Path) -> AsyncIterator[Fleet]:
+    """Replicas that tests stop and continue: in the end all of them are well."""
+    async with run(data_dir, GATEWAY_LEASE_SECONDS=str(LEASE_SECONDS)) as fleet:
+        yield fleet
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def fleet(stallable: Fleet) -> AsyncIterator[Fleet]:
+    """Three replicas without a session."""
+    yield stallable
+    stallable.ready[:] = stallable.replicas
+    await stallable.clear()
 
 
 @pytest.fixture
-async def fleet(
-    store: Store, data_dir: Path, http: aiohttp.ClientSession, request: pytest.FixtureRequest
-) -> AsyncIterator[Fleet]:
-    """Three replicas; a test may choose the lease (0: the default)."""
-    lease = getattr(request, "param", LEASE_SECONDS)
-    settings = {"GATEWAY_REDIS_URL": store.url}
-    if lease:
-        settings["GATEWAY_LEASE_SECONDS"] = str(lease)
-    async with run_fleet(http, data_dir, settings, count=3) as fleet:
-        yield fleet
+def http(fleet: Fleet) -> aiohttp.ClientSession:
+    """A client in the event loop of this module."""
+    return fleet.http
 
 
 async def owners(fleet: Fleet, sessions: list[str]) -> Counter[str]:
@@ -46,10 +70,15 @@ async def owners(fleet: Fleet, sessions: list[str]) -> Counter[str]:
     return found
 
 
-@pytest.mark.parametrize("fleet", [0], indirect=True, ids=["default lease"])
 async def test_fault_26_a_killed_replica_costs_nothing_but_what_it_had_under_way(
-    fleet: Fleet,
+    data_dir: Path,
 ) -> None:
+    async with run(data_dir) as fleet:
+        await lose_a_replica(fleet)
+
+
+async def lose_a_replica(fleet: Fleet) -> None:
+    """With the default lease, so that the time of the take-over is what is promised."""
     victim, *survivors = fleet.replicas
     sessions = [(await fleet.api(victim).create(STATIC, ready=True))["id"] for _ in range(10)]
     others = [(await fleet.api(survivors[0]).create(STATIC, ready=True))["id"] for _ in range(2)]
@@ -58,9 +87,9 @@ async def test_fault_26_a_killed_replica_costs_nothing_but_what_it_had_under_way
         await asyncio.sleep(1)
         fleet.ready.remove(victim)
         under_way = load.width
-        killed_at = time.monotonic()
         # A lost node takes its dev servers with it.
         doomed = [process for name in sessions for process in dev_servers(name).values()]
+        killed_at = time.monotonic()
         victim.kill(signal.SIGKILL)
         for process in doomed:
             process.kill()
@@ -74,10 +103,6 @@ async def test_fault_26_a_killed_replica_costs_nothing_but_what_it_had_under_way
         back = time.monotonic() - killed_at
         await asyncio.sleep(1)
     taken = await owners(fleet, sessions)
-    sys.stdout.write(
-        f"{load.asked} requests, {len(load.failures)} failed of {under_way} under way; "
-        f"0 of {len(sessions)} sessions lost, back after {back:.1f} s, by {dict(taken)}\n"
-    )
     assert len(load.failures) <= under_way, load.failures[:10]
     assert not [failure for failure in load.failures if " 404 " in failure]
     assert taken.total() == len(sessions)
@@ -85,13 +110,19 @@ async def test_fault_26_a_killed_replica_costs_nothing_but_what_it_had_under_way
         replica.url.rpartition(":")[2] for replica in survivors
     }, "each survivor took its part"
     assert back < 20 + 5, "a lease and a start, and something for a busy machine"
-    await until_one_runs([*sessions, *others], seconds=20)
+    more = f"{under_way} were under way; back after {back:.1f} s, by {dict(taken)}"
+    await expect_nothing_lost("26", fleet, [*sessions, *others], load, more=more)
 
 
-@pytest.mark.parametrize("fleet", [2.0], indirect=True, ids=["lease of 2 s"])
 async def test_what_outlives_a_killed_gateway_serves_until_it_is_taken_over_and_is_removed_then(
-    fleet: Fleet, data_dir: Path
+    data_dir: Path,
 ) -> None:
+    async with run(data_dir, GATEWAY_LEASE_SECONDS="2") as fleet:
+        await lose_a_gateway(fleet, data_dir)
+
+
+async def lose_a_gateway(fleet: Fleet, data_dir: Path) -> None:
+    """Its dev servers live on for a while."""
     victim, *_ = fleet.replicas
     sessions = [(await fleet.api(victim).create(STATIC, ready=True))["id"] for _ in range(3)]
     load = Load(fleet, sessions)
@@ -169,13 +200,15 @@ async def test_fault_27_a_frozen_owner_serves_nothing_of_its_old_dev_server_when
     gone_after = time.monotonic() - woken_at
     await asyncio.wait_for(stream, 10)
     late = [when for when, _ in seen if when > woken_at + 0.05]
-    sys.stdout.write(
-        f"woken owner: {dict(answers)}; the old dev server was gone after {gone_after:.2f} s; "
-        f"{len(late)} parts of its old stream came after that\n"
-    )
     assert set(answers) == {(200, second)}
     assert set(dev_servers(session_id)) == {second}
     assert late == []
+    fleet.ready.append(frozen)
+    more = (
+        f"woken owner: {dict(answers)}; the old dev server was gone after {gone_after:.2f} s; "
+        f"{len(late)} parts of its old stream came after that"
+    )
+    await expect_nothing_lost("27", fleet, [session_id], more=more)
 
 
 async def test_fault_28_a_stall_shorter_than_the_lease_starts_nothing_twice(
@@ -196,9 +229,10 @@ async def test_fault_28_a_stall_shorter_than_the_lease_starts_nothing_twice(
     assert dev_servers(session["id"]) == before
     for replica in (stalled, other):
         assert await get(http, replica.url + path) == (200, next(iter(before)))
+    more = "a stall shorter than the lease"
+    await expect_nothing_lost("28", fleet, [session["id"]], more=more)
 
 
-@pytest.mark.parametrize("fleet", [2.0], indirect=True, ids=["lease of 2 s"])
 async def test_fault_28_a_stall_of_5_s_longer_than_the_lease_leaves_one_dev_server(
     fleet: Fleet, http: aiohttp.ClientSession
 ) -> None:
@@ -218,3 +252,5 @@ async def test_fault_28_a_stall_of_5_s_longer_than_the_lease_leaves_one_dev_serv
     for session_id in sessions:
         running = next(iter(dev_servers(session_id)))
         assert await get(http, f"{other.url}/preview/{session_id}/") == (200, running)
+    more = f"a stall of 5 s, longer than the lease of {LEASE_SECONDS:g} s"
+    await expect_nothing_lost("28", fleet, sessions, more=more)
