@@ -213,6 +213,11 @@ CHANGES: Final[list[tuple[str, str, Change]]] = [
     ("tomorrow", KIND, lambda all_: container(all_).update(image="preview-gateway:latest")),
     ("POD_IMAGE", KIND, lambda all_: settings(all_).update(GATEWAY_POD_IMAGE="node")),
     (
+        "another place",
+        PROD,
+        lambda all_: settings(all_).update(GATEWAY_POD_IMAGE="preview-gateway:preview"),
+    ),
+    (
         "own image",
         PROD,
         lambda all_: settings(all_).update(GATEWAY_POD_AGENT_IMAGE="preview-gateway:gateway"),

@@ -59,3 +59,6 @@ def test_the_tag_of_the_image_ends_in_a_target_that_can_run_the_spawner(name: st
     spawner = configuration(documents(name))[f"{PREFIX}SPAWNER"]
     assert target in TARGETS
     assert target == {"process": "process", "kubernetes": "gateway"}[spawner]
+    if spawner == "kubernetes":
+        assert configuration(documents(name))[f"{PREFIX}POD_IMAGE"].endswith("preview")
+        assert "preview" in TARGETS

@@ -85,6 +85,8 @@ def _of_images(documents: Sequence[Document]) -> Iterator[str]:
     (container,) = gateway_of(documents).spec["containers"]
     if found["GATEWAY_POD_AGENT_IMAGE"] != container["image"]:
         yield "GATEWAY_POD_AGENT_IMAGE is not the gateway's own image"
+    if found["GATEWAY_POD_IMAGE"] != container["image"].removesuffix("gateway") + "preview":
+        yield "GATEWAY_POD_IMAGE is of another place or version than the gateway"
 
 
 def _of_previews(documents: Sequence[Document]) -> Iterator[str]:
