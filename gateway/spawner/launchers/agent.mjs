@@ -404,7 +404,7 @@ export function dependencyKey(read) {
   } catch {
     return null
   }
-  if (typeof project !== 'object' || project === null || project.workspaces) return null
+  if (!isObject(project) || project.workspaces) return null
   const versions = SECTIONS.flatMap((section) => Object.values(project[section] ?? {}))
   if (versions.some((version) => typeof version !== 'string' || LOCAL.test(version))) return null
   const relevant = RELEVANT.map((name) => [name, sorted(project[name] ?? null)])
