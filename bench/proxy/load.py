@@ -22,8 +22,9 @@ from bench.proxy.frames import frame, split_frames
 _BLOCK: Final = bytes(256 * 1024)
 _TIMEOUT: Final = 60.0
 _KEY: Final = b"AAAAAAAAAAAAAAAAAAAAAA=="
-#: The source addresses that sockets are spread over, so that ports do not run out.
-_SOURCES: Final = 4
+#: The source addresses that sockets are spread over, so that ports do not run out. The first one is
+#: left to the proxies, whose connections to the upstream wait in TIME_WAIT when they are over.
+_SOURCES: Final = tuple(f"127.0.0.{number}" for number in range(2, 7))
 _CONNECTING: Final = 64
 
 
@@ -232,7 +233,7 @@ async def open_socket(path: str, port: int, source: int) -> Socket:
     """Open a WebSocket from one of several addresses."""
     loop = asyncio.get_running_loop()
     _, client = await loop.create_connection(
-        Socket, "127.0.0.1", port, local_addr=(f"127.0.0.{1 + source % _SOURCES}", 0)
+        Socket, "127.0.0.1", port, local_addr=(_SOURCES[source % len(_SOURCES)], 0)
     )
     client.transport.write(handshake(path, port))
     async with asyncio.timeout(_TIMEOUT):

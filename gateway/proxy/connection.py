@@ -19,7 +19,7 @@ from gateway.proxy.answers import Answer
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.http1 import END, Malformed, RequestHead, RequestParser
 from gateway.proxy.outbox import Sender
-from gateway.proxy.place import CONTROL, is_internal
+from gateway.proxy.place import CONTROL, is_internal, own_path
 from gateway.proxy.plane import DataPlane
 from gateway.proxy.tunnel import TunnelSide
 from gateway.session import is_session_id
@@ -252,6 +252,9 @@ class ClientConnection(Sender):
         self.content_parts = 0
         if not self._ended:
             self.deadline = _FOREVER
+        if not head.target.startswith(b"/"):
+            # Before a trusted proxy's word: it sends its own Host with the target.
+            head.target = own_path(head.target, head.special.get(b"host", b"")) or head.target
         if self.peer_trusted:
             self._believe_host(head)
         place = self.plane.places.of(head)

@@ -90,6 +90,21 @@ class Place:
 
 
 CONTROL: Final = Place(None)
+#: RFC 9112 3.2.2: a target in absolute form. A user, or anything else in front of a host, is none.
+_ABSOLUTE_FORM: Final = re.compile(rb"https?://([^/?]+)(/.*|\?.*|)", re.IGNORECASE | re.DOTALL)
+
+
+def own_path(target: bytes, host: bytes) -> bytes | None:
+    """The path and query of a target in absolute form that names ``host``; None if it does not.
+
+    Whoever names two hosts, one in the target and one in Host, is refused: of the next servers one
+    could take the first, another one the second.
+    """
+    match = _ABSOLUTE_FORM.fullmatch(target)
+    if match is None or match[1].lower() != host.lower():
+        return None
+    path = match[2]
+    return path if path.startswith(b"/") else b"/" + path
 
 
 def is_internal(target: bytes) -> bool:

@@ -164,8 +164,11 @@ REFUSED: Final = {
 #: They are answered by the gateway itself, and the connection goes on or ends cleanly.
 ANSWERED: Final = {
     "absolute-form to elsewhere": (hosts(b"Host: localhost", target=b"http://evil/"), 400),
-    "absolute-form to here": (hosts(b"Host: localhost", target=b"http://localhost" + BASE), 400),
-    "absolute-form, HTTPS": (hosts(b"Host: localhost", target=b"https://localhost/"), 400),
+    "absolute-form to another port": (
+        hosts(b"Host: localhost", target=b"http://localhost:81" + BASE),
+        400,
+    ),
+    "absolute-form with an empty host": (hosts(b"Host: localhost", target=b"http:///"), 400),
     "absolute-form with a user": (hosts(b"Host: localhost", target=b"http://localhost@evil/"), 400),
     "asterisk-form": (line(b"OPTIONS * HTTP/1.1"), 400),
     "asterisk-form of GET": (line(b"GET * HTTP/1.1"), 400),

@@ -248,7 +248,11 @@ async def test_a_head_below_the_limit_passes_however_it_is_split(start: Start) -
     "target",
     [
         b"http://169.254.169.254/latest/meta-data",
-        b"http://localhost" + BASE,
+        b"http://localhost:81" + BASE,
+        b"http://user@localhost" + BASE,
+        b"http:/localhost" + BASE,
+        b"http://" + BASE,
+        b"ws://localhost" + BASE,
         b"//169.254.169.254/",
         b"*",
         b"evil.example:80",
@@ -267,6 +271,52 @@ async def test_fault_6_only_paths_are_targets(gateway: Gateway, target: bytes) -
     client.ask(target, method=b"OPTIONS" if target == b"*" else b"GET")
     assert (await client.response()).status == 400
     assert dev.untouched
+    assert gateway.control.untouched
+
+
+@pytest.mark.parametrize(
+    ("target", "arrives"),
+    [
+        (b"http://localhost" + BASE + b"%2F?a=//b", BASE + b"%2F?a=//b"),
+        (b"HTTPS://LocalHost" + BASE, BASE),
+    ],
+)
+async def test_an_absolute_target_may_name_this_host(
+    gateway: Gateway, target: bytes, arrives: bytes
+) -> None:
+    """RFC 9112 3.2.2: a server must take it, though only proxies are sent it."""
+    dev = await gateway.preview()
+    client = await gateway.client()
+    client.ask(target)
+    peer = await dev.accept()
+    assert (await peer.head()).startswith(b"GET " + arrives + b" HTTP/1.1\r\nHost: localhost:")
+    peer.send(b"HTTP/1.1 204 None\r\n\r\n")
+    assert (await client.response()).status == 204
+
+
+@pytest.mark.parametrize(
+    ("target", "arrives"),
+    [
+        (b"http://localhost", b"/"),
+        (b"http://localhost?a", b"/?a"),
+        (b"http://localhost//evil.example", b"//evil.example"),
+    ],
+)
+async def test_of_an_absolute_target_the_control_plane_gets_the_path(
+    gateway: Gateway, target: bytes, arrives: bytes
+) -> None:
+    client = await gateway.client()
+    client.ask(target)
+    peer = await gateway.control.accept()
+    assert (await peer.head()).startswith(b"GET " + arrives + b" HTTP/1.1\r\n")
+    peer.send(b"HTTP/1.1 204 None\r\n\r\n")
+    assert (await client.response()).status == 204
+
+
+async def test_an_absolute_target_leads_to_nothing_internal(gateway: Gateway) -> None:
+    client = await gateway.client()
+    client.ask(b"http://localhost/-/previews/abcdef0123456789/events")
+    assert (await client.response()).status == 400
     assert gateway.control.untouched
 
 
