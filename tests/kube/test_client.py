@@ -204,6 +204,17 @@ async def test_fault_40_a_call_gives_up_in_time_and_says_that_its_end_is_unknown
     assert cluster.api.count("create") > 2
 
 
+async def test_fault_40_a_lost_answer_is_not_forgotten_when_nothing_happens_afterwards(
+    cluster: FakeCluster, api: KubeApi
+) -> None:
+    cluster.faults.lose_reply("create")
+    # Says for itself that nothing has happened.
+    cluster.faults.refuse("create", lambda: statuses.too_many_requests(60))
+    with pytest.raises(KubeUnavailable) as caught:
+        await api.create(pod("a"))
+    assert caught.value.uncertain
+
+
 async def test_fault_40_without_an_api_server_nothing_can_have_happened(
     cluster: FakeCluster,
 ) -> None:

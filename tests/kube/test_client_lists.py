@@ -81,6 +81,16 @@ async def test_a_list_not_older_than_a_version_holds_what_happened_until_then(ap
     assert len((await api.list(resource_version=version)).pods) == 1
 
 
+async def test_fault_40_a_version_that_is_too_old_for_a_list_is_not_asked_for_again(
+    cluster: FakeCluster, api: KubeApi
+) -> None:
+    cluster.faults.refuse("list", lambda: statuses.expired(1, 2))
+    await api.list(resource_version=str(cluster.api.store.version))
+    first, second = (call.query for call in cluster.api.calls)
+    assert first["resourceVersion"] == str(cluster.api.store.version)
+    assert "resourceVersion" not in second
+
+
 # -- watches ---------------------------------------------------------------------------------------
 
 
