@@ -40,7 +40,7 @@ class Heartbeat:
     ) -> None:
         """``stood_still`` is told after how many seconds this process went on, ``cut_off`` since
         how many seconds the registry has not answered, once that is too long; ``recovered`` when
-        the registry is back after it was away for long, or has lost its data.
+        it answers after a lease has run out, was away for long, or has lost its data.
         """
         self._lease_seconds = settings.lease_seconds
         self._outage_seconds = settings.outage_seconds
@@ -62,12 +62,17 @@ class Heartbeat:
         """Renew the lease once. Raises RegistryUnavailable."""
         tried_at = self._tried_at = time.monotonic()
         epoch = await self._registry.heartbeat(self._replica)
+        had_lapsed = time.monotonic() - self._renewed_at > self._lease_seconds
         # The lease runs from some moment after that one.
         self._renewed_at = tried_at
         self._is_cut_off = False
         former, self._epoch = self._epoch, epoch
         if former not in {None, epoch}:
             log.warning("the registry was away, or has lost its data: what runs here is compared")
+            self._recovered()
+        elif had_lapsed:
+            # Others may have reached the registry all the time, and taken over what runs here.
+            log.warning("the lease had run out: what runs here is compared with the registry")
             self._recovered()
 
     async def beat(self) -> None:

@@ -134,9 +134,11 @@ async def lives(server: Server, connect: Opener) -> AsyncIterator[Start]:
     """Starts replicas' life cycles and closes them in the end."""
     opened: list[Lifecycle] = []
 
-    async def start(name: str, *, outlasting: bool = False, **changes: Any) -> Replicated:
+    async def start(
+        name: str, *, outlasting: bool = False, url: str = "", **changes: Any
+    ) -> Replicated:
         settings = Settings(**{**FAST, **changes})
-        registry = await connect(server.url, **{**FAST, **changes})
+        registry = await connect(url or server.url, **{**FAST, **changes})
         replica = Replicated(name, registry, settings, outlasting=outlasting)
         opened.append(replica.life)
         await replica.life.open()

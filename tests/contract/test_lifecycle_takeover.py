@@ -11,7 +11,7 @@ import pytest
 
 from gateway.errors import SpawnFailed
 from gateway.session import Session, SessionId, State
-from tests.contract.conftest import ID, Opener, Server, new_session
+from tests.contract.conftest import ID, Opener, Relay, Server, new_session
 from tests.contract.lives import Replicated, Start, lives
 
 #: Where scripts run makes no difference to who calls them: test_registry.py has both servers.
@@ -177,6 +177,25 @@ async def test_an_owner_stops_its_dev_servers_once_the_budget_is_used_up_and_sta
         await a.spawner.until(lambda: not a.spawner.running)
     after = await elsewhere(a, session)
     assert a.spawner.running == {ID: after.generation}
+
+
+async def test_an_owner_whose_lease_ran_out_while_it_alone_was_cut_off_asks_what_it_still_has(
+    start: Start, server: Server
+) -> None:
+    async with Relay(server).running() as network:
+        a = await start("a", url=network.url, registry_timeout_seconds=0.3)
+        b = await start("b")
+        (before,) = await ready_on(a, ID)
+        network.is_cut = True
+        after = await elsewhere(b, before)
+        assert a.spawner.running == {ID: before.generation}, "nobody could tell it"
+        # What was pushed meanwhile is lost; its next heartbeat arrives.
+        network.is_cut = False
+        async with asyncio.timeout(2):
+            await a.spawner.until(lambda: not a.spawner.running)
+        assert b.spawner.running == {ID: after.generation}
+        await a.life.close()
+        await a.registry.close()
 
 
 # -- hand-over -------------------------------------------------------------------------------------
