@@ -77,10 +77,12 @@ async def reflecting(
         yield reflector, heard
 
 
-def store(cluster: FakeCluster, name: str, **labels: str) -> Pod:
+def store(
+    cluster: FakeCluster, name: str, *, app: str = "preview", metadata: Pod | None = None
+) -> Pod:
     """A pod that is just there."""
-    new = pod(name, labels={"app": "preview", **labels})
-    new["metadata"]["namespace"] = cluster.namespace
+    new = pod(name, labels={"app": app})
+    new["metadata"] |= {"namespace": cluster.namespace, **(metadata or {})}
     new["status"] = {"phase": "Pending"}
     return cluster.api.store.create(new)
 
@@ -131,6 +133,16 @@ async def test_a_pod_that_is_relabelled_comes_and_goes(cluster: FakeCluster, api
         label(cluster, "a", app="preview")
         label(cluster, "a", app="other")
         await heard.until(lambda: heard.kinds("a") == ["changed", "deleted"])
+
+
+async def test_who_wrote_which_field_is_not_kept(cluster: FakeCluster, api: KubeApi) -> None:
+    fields = {"managedFields": [{"manager": "kubelet"}]}
+    store(cluster, "listed", metadata=fields)
+    async with reflecting(api) as (reflector, heard):
+        store(cluster, "watched", metadata=fields)
+        await heard.until(lambda: bool(heard.kinds("watched")))
+        assert len(reflector.all()) == 2
+        assert not [pod for pod in reflector.all() if "managedFields" in pod["metadata"]]
 
 
 async def test_who_has_unsubscribed_hears_nothing(cluster: FakeCluster, api: KubeApi) -> None:

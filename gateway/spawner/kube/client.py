@@ -266,7 +266,8 @@ class KubeApi:
         seconds: float,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         """A successful answer, whose content is yet to be read. A second try after 401."""
-        headers = {"Accept": "application/json"}
+        # Not compressed: the way is short, and the event loop would unpack it.
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if data is not None:
             headers["Content-Type"] = content_type
         tokens = self._config.tokens

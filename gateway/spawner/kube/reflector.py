@@ -235,6 +235,8 @@ class Reflector:
     def _take(self, pod: Pod) -> None:
         """A pod as it is now."""
         name = pod["metadata"]["name"]
+        # Who wrote which field and when: not small, and of no use here.
+        pod["metadata"].pop("managedFields", None)
         before = self._pods.get(name)
         if before is not None:
             known, new = before["metadata"], pod["metadata"]
