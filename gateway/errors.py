@@ -32,8 +32,9 @@ translated into one of these where they enter.
      |   +- KubeConflict              another version or UID than the call was meant for
      |   +- KubeGone                  the resource version is too old: list again
      |   +- KubeInvalid               the object does not make sense
-     +- AgentUnreachable 503          nothing answers in a preview's pod as its agent does
+     +- AgentUnreachable 503          the agent in a preview's pod did not answer in time
      +- AgentRefused 502              the agent in a preview's pod refused an order
+     |   +- NoAgent                   something else answers in its place
      +- SettingsError                 refused at start
 """
 
@@ -313,7 +314,7 @@ class KubeInvalid(KubeRefused):
 
 
 class AgentUnreachable(GatewayError):
-    """The agent in a preview's pod did not answer in time, or not as an agent does."""
+    """The agent in a preview's pod did not answer, or not in time; it may do so later."""
 
     status = 503
     code = "agent_unreachable"
@@ -330,6 +331,17 @@ class AgentRefused(GatewayError):
     def __init__(self, detail: str, *, reason: str = "") -> None:
         super().__init__(f"the agent of the preview refused: {detail}")
         self.reason = reason
+
+
+class NoAgent(AgentRefused):
+    """What answers in a preview's pod is no agent, perhaps the preview itself."""
+
+    code = "no_agent"
+    title = "Preview pod taken over"
+
+    def __init__(self, detail: str) -> None:
+        GatewayError.__init__(self, f"what answers in the pod of the preview is no agent: {detail}")
+        self.reason = self.code
 
 
 class SettingsError(GatewayError):

@@ -10,10 +10,10 @@ import pytest
 
 from gateway.errors import (
     AgentRefused,
-    AgentUnreachable,
     BadFiles,
     Fenced,
     GatewayError,
+    NoAgent,
     PayloadTooLarge,
     RevisionConflict,
 )
@@ -90,19 +90,19 @@ def test_events_are_read() -> None:
     ],
 )
 def test_an_event_of_another_form_is_no_agents(wrong: dict[str, Any]) -> None:
-    with pytest.raises(AgentUnreachable, match="is no agent"):
+    with pytest.raises(NoAgent, match="is no agent"):
         event(EXIT | wrong)
 
 
 @pytest.mark.parametrize("line", [b"x", b"\xff", b"[]", b"[" * 100_000, b'"text"'])
 def test_what_is_no_object_is_no_agents(line: bytes) -> None:
-    with pytest.raises(AgentUnreachable):
+    with pytest.raises(NoAgent):
         parse_object(line)
 
 
 def test_events_that_go_back_are_no_agents() -> None:
     assert event(EXIT, after=8)
-    with pytest.raises(AgentUnreachable):
+    with pytest.raises(NoAgent):
         event(EXIT, after=9)
 
 
@@ -155,7 +155,7 @@ def test_a_state_is_read() -> None:
     ],
 )
 def test_a_state_of_another_form_is_no_agents(wrong: dict[str, Any]) -> None:
-    with pytest.raises(AgentUnreachable):
+    with pytest.raises(NoAgent):
         parse_state(STATE | wrong)
 
 
@@ -163,7 +163,7 @@ def test_files_are_read_and_those_that_are_too_long_left_out() -> None:
     files = [{"path": "a", "content": "YQ=="}, {"path": "long", "content": "YWJj"}]
     assert parse_files({"files": files}, longest=2) == {"a": b"a"}
     for wrong in (None, [1], [{"path": "a", "content": "?"}], [{"path": "a", "content": 1}]):
-        with pytest.raises(AgentUnreachable):
+        with pytest.raises(NoAgent):
             parse_files({"files": wrong}, longest=2)
 
 

@@ -14,8 +14,9 @@ from contextlib import aclosing
 from typing import Any, Final
 
 import aiohttp
+from aiohttp.http_exceptions import LineTooLong
 
-from gateway.errors import AgentRefused, AgentUnreachable
+from gateway.errors import AgentRefused, AgentUnreachable, NoAgent
 from gateway.session import Endpoint
 from gateway.spawner.kube.agent_wire import (
     AgentEvent,
@@ -29,7 +30,6 @@ from gateway.spawner.kube.agent_wire import (
     parse_object,
     parse_state,
     refusal,
-    strange,
 )
 from gateway.spawner.threads import in_thread
 
@@ -54,7 +54,7 @@ _READ_EXTRA_BYTES: Final = 4096
 
 
 class Agent:
-    """One agent. Calls raise AgentUnreachable, AgentRefused, or what a refusal means."""
+    """One agent. Calls raise AgentUnreachable, NoAgent, AgentRefused, or what a refusal means."""
 
     def __init__(self, http: aiohttp.ClientSession, host: str, port: int, token: str) -> None:
         """``http`` stays the caller's; ``host`` is the pod's address."""
@@ -159,7 +159,7 @@ class Agent:
     ) -> AsyncGenerator[AgentEvent, None]:
         """All events behind ``after``, for ever; a lost connection is made anew.
 
-        Raises AgentUnreachable once nothing was heard for so long, and AgentRefused.
+        Raises AgentUnreachable once nothing was heard for so long, and whatever refuses at once.
         """
         loop = asyncio.get_running_loop()
         heard, pause = loop.time(), _FIRST_PAUSE_SECONDS
@@ -201,7 +201,9 @@ class Agent:
                     if not line.endswith(b"\n"):
                         break  # cut off in the middle
                     yield line.strip()
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as exc:
+        except LineTooLong as exc:
+            raise NoAgent("its events are too long") from exc
+        except (aiohttp.ClientError, TimeoutError, OSError) as exc:
             raise self._unreachable(exc) from exc
         raise AgentUnreachable(f"the agent at {self.endpoint} has closed its events")
 
@@ -225,7 +227,7 @@ class Agent:
         seconds: float,
         most: int = _ANSWER_BYTES,
     ) -> tuple[int, dict[str, Any]]:
-        """Status and document of an answer. Raises AgentUnreachable."""
+        """Status and document of an answer. Raises AgentUnreachable and NoAgent."""
         data, headers = None, dict(self._headers)
         if body is not None:
             data, encoding = await in_thread(_encoded, body)
@@ -280,6 +282,6 @@ async def _limited(response: aiohttp.ClientResponse, most: int) -> bytes:
     async for part in response.content.iter_any():
         size += len(part)
         if size > most:
-            raise strange("its answer is too long")
+            raise NoAgent("its answer is too long")
         parts.append(part)
     return b"".join(parts)

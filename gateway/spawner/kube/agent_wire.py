@@ -18,10 +18,10 @@ from typing import Any, Final, Literal, get_args
 
 from gateway.errors import (
     AgentRefused,
-    AgentUnreachable,
     BadFiles,
     Fenced,
     GatewayError,
+    NoAgent,
     PayloadTooLarge,
     RevisionConflict,
 )
@@ -201,31 +201,26 @@ def _content(content: bytes) -> dict[str, str]:
 # -- what comes ------------------------------------------------------------------------------------
 
 
-def strange(what: str) -> AgentUnreachable:
-    """What to raise if the other side does not speak as an agent does."""
-    return AgentUnreachable(f"what answers in the pod is no agent: {what}")
-
-
 def parse_object(data: bytes) -> dict[str, Any]:
-    """The JSON object in ``data``. Raises AgentUnreachable."""
+    """The JSON object in ``data``. Raises NoAgent."""
     try:
         value = json.loads(data)
     except (ValueError, RecursionError) as exc:
-        raise strange("it does not answer in JSON") from exc
+        raise NoAgent("it does not answer in JSON") from exc
     if not isinstance(value, dict):
-        raise strange("its answer is no object")
+        raise NoAgent("its answer is no object")
     return value
 
 
 def parse_state(document: Mapping[str, Any]) -> AgentState:
-    """The state that the agent tells. Raises AgentUnreachable."""
+    """The state that the agent tells. Raises NoAgent."""
     run = document.get("run", {})
     digests = document.get("digests", {})
     exit_ = document.get("exit")
     if not isinstance(run, dict) or not isinstance(digests, dict):
-        raise strange("its state is malformed")
+        raise NoAgent("its state is malformed")
     if not all(isinstance(digest, str) for digest in digests.values()):
-        raise strange("its digests are malformed")
+        raise NoAgent("its digests are malformed")
     return AgentState(
         session_id=_text(document, "sessionId"),
         generation=_count(document, "generation"),
@@ -240,7 +235,7 @@ def parse_state(document: Mapping[str, Any]) -> AgentState:
 
 
 def parse_event(line: bytes, *, after: int) -> AgentEvent:
-    """The event in a line, which must be newer than ``after``. Raises AgentUnreachable."""
+    """The event in a line, which must be newer than ``after``. Raises NoAgent."""
     document = parse_object(line)
     kind = document.get("type")
     if kind == "gap":
@@ -255,24 +250,24 @@ def parse_event(line: bytes, *, after: int) -> AgentEvent:
         elif kind == "exit":
             event = ExitEvent(number, generation, _exit(document))
         else:
-            raise strange("it tells unknown events")
+            raise NoAgent("it tells unknown events")
     if event.number <= after:
-        raise strange("its events are out of order")
+        raise NoAgent("its events are out of order")
     return event
 
 
 def parse_files(document: Mapping[str, Any], *, longest: int) -> dict[str, bytes]:
-    """The files in an answer. Raises AgentUnreachable."""
+    """The files in an answer. Raises NoAgent."""
     files = document.get("files")
     if not isinstance(files, list) or not all(isinstance(entry, dict) for entry in files):
-        raise strange("its files are malformed")
+        raise NoAgent("its files are malformed")
     try:
         found = {
             _text(entry, "path"): base64.b64decode(_text(entry, "content"), validate=True)
             for entry in files
         }
     except binascii.Error as exc:
-        raise strange("its files are malformed") from exc
+        raise NoAgent("its files are malformed") from exc
     return {path: content for path, content in found.items() if len(content) <= longest}
 
 
@@ -302,10 +297,10 @@ def refusal(status: int, document: Mapping[str, Any]) -> GatewayError:
 
 def _exit(document: Any) -> AgentExit:
     if not isinstance(document, dict):
-        raise strange("its exit is malformed")
+        raise NoAgent("its exit is malformed")
     code, signal_ = document.get("code"), document.get("signal")
     if not isinstance(code, int | None):
-        raise strange("its exit is malformed")
+        raise NoAgent("its exit is malformed")
     name = ""
     with suppress(ValueError):
         name = signal.Signals[str(signal_)].name if signal_ in signal.Signals.__members__ else ""
@@ -320,7 +315,7 @@ def _exit(document: Any) -> AgentExit:
 
 def _lines(value: object) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
-        raise strange("its log is malformed")
+        raise NoAgent("its log is malformed")
     # Cleaned there already, if an agent it was.
     text = "".join(f"{line}\n" for line in value)
     return tuple(Output().feed(text.encode("utf-8", "replace")))
@@ -333,19 +328,19 @@ def _plain(text: str) -> str:
 def _text(document: Mapping[str, Any], name: str) -> str:
     value = document.get(name)
     if not isinstance(value, str):
-        raise strange(f"{name!r} is no string")
+        raise NoAgent(f"{name!r} is no string")
     return value
 
 
 def _count(document: Mapping[str, Any], name: str) -> int:
     value = document.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise strange(f"{name!r} is no number")
+        raise NoAgent(f"{name!r} is no number")
     return value
 
 
 def _one_of(document: Mapping[str, Any], name: str, values: tuple[Any, ...]) -> Any:
     value = document.get(name)
     if value not in values:
-        raise strange(f"{name!r} is unknown")
+        raise NoAgent(f"{name!r} is unknown")
     return value
