@@ -18,13 +18,14 @@ from typing import Any
 import psutil
 import uvloop
 
+from gateway.errors import SpawnFailed
 from gateway.lifecycle import Lifecycle
 from gateway.proxy.routes import RouteTable
 from gateway.registry.base import NewSession, Replica, Subscriber
 from gateway.registry.redis_store import RedisRegistry
 from gateway.session import Endpoint, Hmr, Recipe, Route, SessionId, State
 from gateway.settings import Settings
-from gateway.spawner.base import DevServer, Job, Reports
+from gateway.spawner.base import DevServer, Found, Job, Reports, Running
 
 LEASE_SECONDS = 2.0
 
@@ -32,17 +33,32 @@ LEASE_SECONDS = 2.0
 class InstantSpawner:
     """Dev servers that are ready at once, and that nobody asks for anything."""
 
+    outlasting = False
+
     async def open(self) -> None: ...
 
     async def tidy(self, *, grace_seconds: float) -> None: ...
 
+    def seen(self, *, seconds: float) -> Collection[Running]:
+        return []
+
     async def close(self) -> None: ...
+
+    async def adopt(self, running: Running, reports: Reports) -> Found:
+        raise SpawnFailed("it ended with its replica")
+
+    async def release(self, session_id: SessionId, *, generation: int) -> None: ...
 
     async def start(self, job: Job, reports: Reports) -> DevServer:
         return DevServer(Endpoint("127.0.0.1", 5173), Hmr("", "vite-hmr"))
 
     async def write(
-        self, session_id: SessionId, *, write: Mapping[str, bytes], delete: Sequence[str] = ()
+        self,
+        session_id: SessionId,
+        *,
+        write: Mapping[str, bytes],
+        delete: Sequence[str] = (),
+        revision: int = 0,
     ) -> None: ...
 
     async def read(self, session_id: SessionId, paths: Collection[str]) -> dict[str, bytes]:

@@ -62,12 +62,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def warm(http: aiohttp.ClientSession, admin_port: int) -> None:
-    """Return when a process waits for a project."""
+async def warm(http: aiohttp.ClientSession, admin_port: int, what: str = "processes") -> None:
+    """Return when a process, or a pod, waits for a project."""
     async with asyncio.timeout(60):
         while True:
             async with http.get(f"http://127.0.0.1:{admin_port}/metrics") as response:
-                if "\npreview_gateway_warm_processes 1.0" in await response.text():
+                if f"\npreview_gateway_warm_{what} 1.0" in await response.text():
                     return
             await asyncio.sleep(0.05)
 

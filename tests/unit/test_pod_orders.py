@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any, Final
 
-from gateway.session import Endpoint, Recipe, SessionId
+from gateway.session import Endpoint, Recipe, SessionId, is_session_id
 from gateway.settings import Settings
 from gateway.spawner.base import Job
 from gateway.spawner.kube.agent_wire import Order
-from gateway.spawner.kube.orders import make_order, make_warm_order
+from gateway.spawner.kube.orders import RESERVED, make_order, make_warm_order
 from gateway.spawner.recipes import choose
 
 ENDPOINT: Final = Endpoint("10.0.0.7", 5173)
@@ -68,4 +68,5 @@ def test_a_pod_that_waits_loads_what_package_json_lists() -> None:
     made = make_warm_order(Settings(**settings), framework, VITE)
     assert made.command == ("node", "{launchers}/vite.mjs", "--wait", "vite")
     assert made.install is not None
-    assert made.generation == 0
+    assert made.generation == 0, "lower than that of any session"
+    assert not is_session_id(RESERVED)

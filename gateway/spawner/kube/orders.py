@@ -18,6 +18,8 @@ from gateway.spawner.strays import JOB_VARIABLE
 from gateway.spawner.warm_process import LAUNCHERS
 from gateway.spawner.warm_process import Order as WarmOrder
 
+#: Whose files are pushed before there is a session; no session can have this id.
+RESERVED: Final = "warm"
 _LAUNCHERS: Final = ("vite.mjs", "ahead.mjs")
 
 

@@ -19,7 +19,7 @@ from gateway.errors import GatewayError, KubeAlreadyExists, KubeConflict, KubeNo
 from gateway.session import Recipe
 from gateway.spawner.kube.equipment import Equipment
 from gateway.spawner.kube.manifest import SLOT_LABEL, SPEC_LABEL, Pod, Purpose, bound
-from gateway.spawner.kube.orders import make_warm_order
+from gateway.spawner.kube.orders import RESERVED, make_warm_order
 from gateway.spawner.kube.pods import address_of, is_going, session_of, trouble_of
 from gateway.spawner.prefetch import npm_inputs
 from gateway.spawner.recipes import choose
@@ -194,7 +194,7 @@ class WarmPods:
             framework = choose(Recipe(), files).framework
             running = await self._equipment.until_it_runs(pod, lambda _: None)
             agent = self._equipment.agent(running)
-            await agent.push_tree("", generation=0, revision=1, files=files)
+            await agent.push_tree(RESERVED, generation=0, revision=1, files=files)
             if framework is not None:
                 order = make_warm_order(self._equipment.settings, framework, files)
                 await agent.warm(order)
