@@ -63,7 +63,7 @@ async def test_a_preview_resolves_names_so_that_its_silence_elsewhere_means_some
     assert await inside.reach(dns, 53) == "open"
 
 
-async def test_a_preview_reaches_no_redis(cluster: Cluster, inside: Inside) -> None:
+async def test_fault_41_a_preview_reaches_no_redis(cluster: Cluster, inside: Inside) -> None:
     space = cluster.gateway.namespace
     service = await asyncio.to_thread(cluster_ip, cluster, "preview-gateway-redis", space)
     (pod,) = cluster.gateway.items("pods", "app.kubernetes.io/component=redis")
@@ -71,7 +71,7 @@ async def test_a_preview_reaches_no_redis(cluster: Cluster, inside: Inside) -> N
         assert await inside.reach(address, 6379) in CLOSED
 
 
-async def test_a_preview_reaches_no_api_server(cluster: Cluster, inside: Inside) -> None:
+async def test_fault_41_a_preview_reaches_no_api_server(cluster: Cluster, inside: Inside) -> None:
     service = await asyncio.to_thread(cluster_ip, cluster, "kubernetes", "default")
     assert await inside.reach(service, 443) in CLOSED
     slices = cluster.kubectl.within("default").items(
@@ -83,11 +83,11 @@ async def test_a_preview_reaches_no_api_server(cluster: Cluster, inside: Inside)
                 assert await inside.reach(endpoint["addresses"][0], port["port"]) in CLOSED
 
 
-async def test_a_preview_reaches_no_metadata(inside: Inside) -> None:
+async def test_fault_41_a_preview_reaches_no_metadata(inside: Inside) -> None:
     assert await inside.reach(METADATA, 80) in CLOSED
 
 
-async def test_a_preview_reaches_no_other_and_no_gateway(
+async def test_fault_41_a_preview_reaches_no_other_and_no_gateway(
     cluster: Cluster, pods: list[Replica], inside: Inside
 ) -> None:
     other = await pods[0].create(APP)
@@ -99,7 +99,7 @@ async def test_a_preview_reaches_no_other_and_no_gateway(
             assert await inside.reach(str(gateway["status"]["podIP"]), port) in CLOSED
 
 
-async def test_a_preview_has_no_token_of_the_cluster_and_none_of_the_gateway(
+async def test_fault_41_a_preview_has_no_token_of_the_cluster_and_none_of_the_gateway(
     cluster: Cluster, inside: Inside
 ) -> None:
     token = "/var/run/secrets/kubernetes.io/serviceaccount/token"

@@ -228,6 +228,16 @@ CHANGES: Final[list[tuple[str, str, Change]]] = [
     ("s to leave", KIND, lambda all_: settings(all_).update(GATEWAY_DRAIN_SECONDS="60")),
     ("Service has forgotten", KIND, lambda all_: container(all_).pop("lifecycle")),
     (
+        "Service has forgotten",
+        KIND,
+        lambda all_: container(all_).update(lifecycle={"preStop": {"sleep": {"seconds": 5}}}),
+    ),
+    (
+        "egress by the name of a port",
+        KIND,
+        lambda all_: policy(all_, "gateway")["egress"][0]["ports"][0].update(port="http"),
+    ),
+    (
         "before others are ready",
         KIND,
         lambda all_: spec(all_, "Deployment")["strategy"]["rollingUpdate"].update(maxUnavailable=1),

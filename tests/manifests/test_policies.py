@@ -7,9 +7,17 @@ import re
 
 import pytest
 
-from tests.manifests.changes import CHANGES, KIND, Change, gateway, spec
-from tests.manifests.documents import configuration, find, load, namespace_of
-from tests.manifests.policy.network import API_SERVERS, PREVIEW, Way, is_open
+from tests.manifests.changes import CHANGES, KIND, PROD, Change, gateway, spec
+from tests.manifests.documents import configuration, find, load, namespace_of, pods_of
+from tests.manifests.policy.network import (
+    API_SERVERS,
+    FORBIDDEN,
+    OTHER_PREVIEW,
+    PREVIEW,
+    Way,
+    is_open,
+    place_of,
+)
 from tests.manifests.policy.quantities import quantity
 from tests.manifests.policy.resources import is_pinned
 from tests.manifests.policy.restricted import of_pod
@@ -82,6 +90,15 @@ def test_a_pod_that_no_policy_selects_is_free() -> None:
     way = Way(PREVIEW, API_SERVERS[0], 443, wanted=True)
     assert is_open([], way)
     assert not is_open(documents(KIND), way)
+
+
+@pytest.mark.parametrize("name", [KIND, PROD])
+def test_fault_41_policies_leave_a_preview_no_way_to_anything_inside(name: str) -> None:
+    inside = [*FORBIDDEN, *API_SERVERS, OTHER_PREVIEW]
+    inside += [place_of(pods, "10.244.1.1") for pods in pods_of(documents(name))]
+    for target in inside:
+        for port in (80, 443, 5173, 6379, 6443, 8080, 8700, 9090):
+            assert not is_open(documents(name), Way(PREVIEW, target, port, wanted=False)), target
 
 
 def test_the_restricted_standard_is_checked_for_init_containers_too() -> None:

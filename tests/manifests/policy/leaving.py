@@ -35,7 +35,7 @@ def problems(documents: Sequence[Document]) -> Iterator[str]:
     if grace <= needed:
         yield f"a pod is given {grace} s to leave, and takes up to {needed:g} s"
     (container,) = pods.spec["containers"]
-    if not container.get("lifecycle", {}).get("preStop", {}).get("sleep"):
+    if not _pause(container):
         yield "a pod stops listening before the Service has forgotten it"
     yield from _of_probes(container)
     spread = {rule["topologyKey"]: rule for rule in pods.spec["topologySpreadConstraints"]}
@@ -53,12 +53,23 @@ def seconds_to_leave(documents: Sequence[Document]) -> float:
     """How long a pod takes to leave at most: preStop, then what the settings allow each step."""
     found = configuration(documents)
     (container,) = gateway_of(documents).spec["containers"]
-    sleep = container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
     steps = (
         float(found.get(f"GATEWAY_{step.upper()}", Settings.model_fields[step].default))
         for step in STEPS
     )
-    return float(sleep) + sum(steps)
+    return _pause(container) + sum(steps)
+
+
+def _pause(container: Document) -> float:
+    """Seconds for which a container sleeps before it is told to end; 0 if it does not.
+
+    In 1.29 the API server drops ``preStop.sleep`` by default, and refuses what is left.
+    """
+    match container.get("lifecycle", {}).get("preStop", {}):
+        case {"exec": {"command": ["sleep", seconds]}}:
+            return float(seconds)
+        case _:
+            return 0.0
 
 
 def _of_number(documents: Sequence[Document], deployment: Document) -> Iterator[str]:

@@ -272,6 +272,10 @@ def _peers_that_select_nothing(documents: Sequence[Document]) -> Iterator[str]:
         for rule in spec.get("ingress", []):
             for port in rule.get("ports", []):
                 yield from _ports_that_nobody_has(policy, port, known)
+        # The name would be one of the target's pods: not every network looks it up.
+        ports = [port["port"] for rule in spec.get("egress", []) for port in rule.get("ports", [])]
+        if not all(isinstance(port, int) for port in ports):
+            yield f"{title(policy)}: egress by the name of a port"
 
 
 def _peers(rule: Document) -> list[Document]:
