@@ -357,10 +357,13 @@ class _MessageParser(ABC):
         self._fields = Fields(self._names)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._count_field()
-        if self._head is not None:
-            self._add_trailer(self._head, name, value)
+        head = self._head
+        if head is not None:
+            if not self._resuming:
+                self._count_field()
+                self._add_trailer(head, name, value)
             return
+        self._count_field()
         # Most fields end here: bench/proxies.py, case get-1k-browser.
         if name in self._ordinary:
             self._fields.lines.append(name + b": " + value)

@@ -149,6 +149,19 @@ async def test_fault_4_fields_that_are_known_are_counted_too(gateway: Gateway) -
     assert (await client.response()).status == 431
 
 
+async def test_fault_4_an_upgrade_that_is_not_followed_adds_no_fields(gateway: Gateway) -> None:
+    """Behind it llhttp is begun anew, with a head of the gateway's own."""
+    dev = await gateway.preview()
+    client = await gateway.client()
+    lines = b"Connection: Upgrade\r\nUpgrade: h2c\r\nTransfer-Encoding: chunked\r\n"
+    client.send(GET + lines + b"a:\r\n" * (MAX_FIELDS - 5) + b"\r\n1\r\nb\r\n0\r\nc: 1\r\n\r\n")
+    peer = await dev.accept()
+    await peer.head()
+    assert await peer.until(b"\r\n\r\n") == b"1\r\nb\r\n0\r\nc: 1\r\n\r\n"
+    peer.send(OK + b"\r\n")
+    assert (await client.response()).status == 200
+
+
 @pytest.mark.parametrize("line", [b"a: b\r\n", b"X-Accel: \r\n", b"Set-Cookie: a=b\r\n"])
 async def test_fault_22_a_response_with_too_many_fields_becomes_502(
     gateway: Gateway, line: bytes
