@@ -171,6 +171,37 @@ async def test_a_stop_ends_an_install(pod: Pod) -> None:
     assert not heard.said("said")
 
 
+async def test_a_project_takes_over_an_install_that_was_begun_ahead(pod: Pod) -> None:
+    package = {"package.json": b'{"dependencies": {"a": "1"}}'}
+    script = "until [ -e ../home/go ]; do sleep 0.02; done; echo installed"
+    install = Install(("sh", "-c", script), env=pod.env, title="npm ci")
+    await pod.agent.push_tree("warm", generation=0, revision=1, files=package)
+    await pod.agent.warm(order(pod, "node", "never.mjs", generation=0, install=install))
+    state = await push(pod, {**FILES, **package}, generation=5)
+    assert state.state == "installing"
+    async with listening(pod.agent, after=state.last_event) as heard:
+        for _ in range(2):
+            assert not await pod.agent.start(order(pod, *SAY, generation=5, install=install))
+        (pod.root / "home/go").touch()
+        await heard.until(lambda: heard.said("said"))
+    assert heard.phases == [("installing", "npm ci"), ("starting", "it")]
+    assert heard.lines.count("installed") == 1
+    assert (await pod.agent.state()).run_generation == 5
+
+
+async def test_a_project_with_other_dependencies_ends_an_install_that_was_begun_ahead(
+    pod: Pod,
+) -> None:
+    install = Install(("sleep", "600"), env=pod.env)
+    await pod.agent.push_tree("warm", generation=0, revision=1, files={"package.json": b"{}"})
+    await pod.agent.warm(order(pod, "node", "never.mjs", generation=0, install=install))
+    await push(pod, {**FILES, "package.json": b'{"dependencies": {"a": "1"}}'}, generation=5)
+    async with listening(pod.agent) as heard:
+        await pod.agent.start(order(pod, *SAY, generation=5, install=Install(("true",))))
+        await heard.until(lambda: heard.said("said"))
+    assert [(event.generation, event.exit.requested) for event in heard.exits] == [(0, True)]
+
+
 # -- ends ------------------------------------------------------------------------------------------
 
 
@@ -207,6 +238,7 @@ async def test_a_program_that_cannot_be_run_is_told_with_a_remedy(pod: Pod) -> N
     exit_ = heard.exits[0].exit
     assert exit_.reason.startswith("'no-such-program' cannot be run: there is no such program;")
     assert exit_.ending == "did not start"
+    assert heard.lines == [f"preview: {exit_.reason}"]
 
 
 async def test_what_a_dev_server_leaves_behind_is_ended_when_it_ends(pod: Pod) -> None:

@@ -207,7 +207,7 @@ async def test_a_process_that_waited_and_does_not_serve_is_replaced(
         assert await pod.agent.start(served)
         process.kill()
         await answers(endpoint)
-        assert any("starting another" in line for line in heard.lines)
+        assert any("another one is started" in line for line in heard.lines)
         assert not heard.exits
         await pod.agent.stop(grace_seconds=5)
 

@@ -529,11 +529,12 @@ class Run {
   #child = null
   #ending = null
   #toldAt = 0
+  #detail = ''
 
   constructor(agent, order) {
     this.agent = agent
     this.order = order
-    this.installed = null
+    this.key = agent.dependencyKey()
     this.over = this.#carryOut()
   }
 
@@ -556,14 +557,21 @@ class Run {
     return this.#toldAt > 0
   }
 
-  /** Whether it is, or will be, a process that waits for a project with these dependencies. */
-  canServe(key) {
-    return ['loading', 'waiting'].includes(this.state) && key !== null && this.installed === key
+  /** Whether it waits for a project, or makes ready for that. */
+  get isWarm() {
+    return this.order.wait && !this.isOver
   }
 
-  /** Let the process that waits serve a project. */
+  /** Whether a project with these dependencies may have it. */
+  canServe(order, key) {
+    if (!this.isWarm || this.#ending || key === null || key !== this.key) return false
+    return this.state === 'installing' || Boolean(order.order)
+  }
+
+  /** Serve a project: by the process that waits, or else once the install is done. */
   handOver(order) {
     this.order = order
+    if (this.state === 'installing') return this.#phase('installing', 'installing', this.#detail)
     this.#toldAt = Date.now()
     this.#phase('running', 'starting', order.title)
     this.#child.tell(order.order)
@@ -587,7 +595,7 @@ class Run {
       else this.#phase('starting', 'starting', this.order.title)
       let exit = await this.#start()
       if (this.#toldAt && !this.#ending && Date.now() - this.#toldAt < WARM_MS) {
-        this.#log(['preview: the process that had waited did not serve it: starting another'])
+        this.#log(['(the process that had waited has ended; another one is started)'])
         this.#toldAt = 0
         exit = await this.#start()
       }
@@ -606,12 +614,8 @@ class Run {
   }
 
   async #provide(install) {
-    const { agent } = this
-    const key = agent.dependencyKey()
-    if (key !== null && key === agent.installed) {
-      this.installed = key
-      return
-    }
+    const { agent, key } = this
+    if (key !== null && key === agent.installed) return
     agent.installed = null
     if (key !== null && key === agent.bakedKey()) {
       this.#phase('installing', 'installing', 'dependencies of the image')
@@ -620,7 +624,7 @@ class Run {
       this.#phase('installing', 'installing', install.title || path.basename(install.command[0]))
       await this.#install(install)
     }
-    this.installed = agent.installed = key
+    agent.installed = key
   }
 
   async #copyBaked() {
@@ -678,10 +682,12 @@ class Run {
 
   #phase(state, phase, detail) {
     this.state = state
+    this.#detail = detail
     this.agent.events.add({ generation: this.generation, type: 'phase', phase, detail })
   }
 
   #exited(during, { code = null, signal = null, reason = '' }) {
+    if (reason) this.#log([`preview: ${reason}`])
     this.state = 'exited'
     this.exit = { during, code, signal, reason, requested: this.#ending !== null }
     this.agent.events.add({ generation: this.generation, type: 'exit', ...this.exit })
@@ -855,8 +861,8 @@ class Agent {
     const files = fileEntries(field(body, 'files', 'list'))
     refuseFilesAsFolders(files.map((file) => file.path))
     this.#fence(generation)
-    const waits = ['loading', 'waiting'].includes(this.#run?.state)
-    if (this.#run && !this.#run.isOver && !waits && sessionId !== this.sessionId) {
+    const isBusy = this.#run && !this.#run.isOver && !this.#run.isWarm
+    if (isBusy && sessionId !== this.sessionId) {
       throw new Refusal(409, 'occupied', `session ${this.sessionId} runs here`)
     }
     const isSame = generation === this.generation && sessionId === this.sessionId
@@ -864,7 +870,7 @@ class Agent {
       throw this.#elsewhere()
     }
     this.#fillIn(files)
-    if (generation > this.generation && !waits) await this.#run?.end(this.settings.graceMs)
+    if (generation > this.generation && isBusy) await this.#run?.end(this.settings.graceMs)
     Object.assign(this, { sessionId, generation, revision: 0 }) // until all is written
     const wanted = new Set(files.map((file) => file.path))
     this.workspace.sweep(wanted)
@@ -921,14 +927,14 @@ class Agent {
     this.#needsTree(order.generation)
     const run = this.#run
     if (run?.covers(order)) return { status: 200, body: { state: run.state, warm: run.wasWarm } }
-    const warm = Boolean(order.order) && Boolean(run?.canServe(this.dependencyKey()))
-    if (warm) {
+    if (run?.canServe(order, this.dependencyKey())) {
+      this.#writeLaunchers(launchers)
       run.handOver(order)
     } else {
       await run?.end(this.settings.graceMs)
       this.#begin(order, launchers)
     }
-    return { status: 202, body: { state: this.#run.state, warm } }
+    return { status: 202, body: { state: this.#run.state, warm: this.#run.wasWarm } }
   }
 
   async warm(body) {
@@ -959,12 +965,16 @@ class Agent {
 
   #begin(order, launchers) {
     if (this.leaving) throw new Refusal(503, 'leaving', 'this agent has been told to end')
+    this.#writeLaunchers(launchers)
+    this.#run = new Run(this, order)
+  }
+
+  #writeLaunchers(launchers) {
     for (const [name, text] of launchers) {
       const file = path.join(this.workspace.launchers, name)
       fs.writeFileSync(`${file}.new`, text)
       fs.renameSync(`${file}.new`, file)
     }
-    this.#run = new Run(this, order)
   }
 
   #write(file, { unlessSame = false } = {}) {
