@@ -8,9 +8,10 @@ from typing import Final
 import pytest
 
 from bench.sizing import USUAL, Use, defaults, reserved, usual, with_table
-from tests.manifests.documents import configuration, find
+from tests.manifests.documents import configuration, find, load, name_of
 from tests.manifests.policy.leaving import seconds_to_leave
 from tests.manifests.rendering import K8S, ROOT, documents
+from tests.manifests.schemas import VERSIONS, schema_problems
 
 PAGE: Final = (ROOT / "docs/deploy.md").read_text("utf-8")
 KIND: Final = "overlays/kind"
@@ -50,6 +51,15 @@ def test_every_component_and_every_folder_that_is_named_exists() -> None:
         assert (ROOT / path.rstrip(".")).exists(), path
     for link in re.findall(r"\]\((\w+\.md)", PAGE):
         assert (ROOT / "docs" / link).exists(), link
+
+
+def test_what_it_tells_to_apply_is_valid() -> None:
+    given = re.findall(r"<<'END'\n(.*?)END\n", PAGE, flags=re.DOTALL)
+    assert given
+    for document in (each for text in given for each in load(text)):
+        assert [each for version in VERSIONS for each in schema_problems(document, version)] == []
+        runtime = configuration(documents("base+kubernetes-spawner+gvisor"))
+        assert name_of(document) == runtime["GATEWAY_POD_RUNTIME_CLASS"]
 
 
 def test_the_numbers_in_its_sentences_are_those_of_the_manifests() -> None:
