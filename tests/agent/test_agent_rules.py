@@ -110,6 +110,60 @@ def test_output_becomes_the_lines_that_the_gateway_would_make_of_it(
     assert call("output", given_chunks) == expected(*chunks)
 
 
+#: One reader reads, one never does; hours pass in no time.
+READERS: Final = """
+import { mock } from 'node:test'
+import { Writable } from 'node:stream'
+mock.timers.enable({ apis: ['setInterval', 'Date'], now: 1000 })
+const { Events } = await import(process.env.AGENT)
+const turn = () => new Promise((resolve) => setImmediate(resolve))
+const reader = (write, highWaterMark = 1000) =>
+  Object.assign(new Writable({ highWaterMark, write }), { flushHeaders() {} })
+const events = new Events()
+let read = ''
+const live = reader((data, _, done) => { read += data; done() })
+const stuck = reader(() => {})
+const full = reader(() => {}, 1)
+events.follow(live, 0)
+events.follow(stuck, 0)
+const told = []
+const tell = async (name) => { await turn(); told.push([name, read, stuck.destroyed, full.destroyed]); read = '' }
+events.add({ type: 'a', text: 'x'.repeat(2000) })
+events.add({ type: 'b' })
+events.follow(full, 2)
+await tell('live')
+mock.timers.tick(10_000)
+await tell('10 s')
+mock.timers.tick(20_000)
+await tell('30 s')
+mock.timers.tick(10_000)
+mock.timers.tick(10_000)
+await tell('50 s')
+events.add({ type: 'c' })
+await tell('after')
+console.log(JSON.stringify(told))
+process.exit(0)
+"""
+
+
+def test_a_reader_gets_a_sign_of_life_and_one_who_takes_nothing_is_cut_off(node: str) -> None:
+    done = subprocess.run(
+        [node, "--no-warnings", "--input-type=module", "-e", READERS],
+        env={"AGENT": str(LAUNCHERS / "agent.mjs")},
+        stdout=subprocess.PIPE,
+        check=True,
+        timeout=20,
+    )
+    live, ten, thirty, fifty, after = json.loads(done.stdout)
+    assert [json.loads(line)["n"] for line in live[1].splitlines()] == [1, 2]
+    assert ten == ["10 s", "\n", False, False]
+    assert thirty == ["30 s", "\n\n", True, False], (
+        "the other one was full from the first sign of life on"
+    )
+    assert fifty == ["50 s", "\n\n", True, True]
+    assert after[1] == '{"n":3,"type":"c"}\n'
+
+
 PACKAGE: Final = {
     "dependencies": {"vite": "^8", "react": "19"},
     "name": "one",

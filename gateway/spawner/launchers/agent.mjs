@@ -39,6 +39,8 @@ const MARK = 'PREVIEW_RUN'
 const noop = () => {}
 const sha256 = (data) => createHash('sha256').update(data).digest('hex')
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
+/** Let others have their turn, between two pieces of work that block. */
+const breathe = () => new Promise((resolve) => setImmediate(resolve))
 const note = (text) => process.stderr.write(`agent: ${text}\n`)
 
 // -- refusals ------------------------------------------------------------------------------------
@@ -190,9 +192,11 @@ export class Events {
   }
 
   #beat() {
-    for (const { out, stalled } of this.#readers) {
-      if (!out.writableNeedDrain) out.write('\n')
-      else if (Date.now() - stalled >= READER_STALL_MS) out.destroy()
+    for (const reader of this.#readers) {
+      if (!reader.out.writableNeedDrain) reader.out.write('\n')
+      if (!reader.out.writableNeedDrain) continue
+      reader.stalled ||= Date.now()
+      if (Date.now() - reader.stalled >= READER_STALL_MS) reader.out.destroy()
     }
   }
 }
@@ -210,7 +214,7 @@ const at = (folder, name) => `/proc/self/fd/${folder}/${name}`
  * The project's files in `app`. Folders are held open and walked one segment at a time without
  * following links, so that a link which the running dev server plants leads no write elsewhere.
  *
- * All of it blocks: no two calls mix, and the files of a preview are few.
+ * All of it blocks, a file at a time; calls that change something come one after the other.
  */
 class Workspace {
   constructor(root) {
@@ -758,6 +762,7 @@ function fileEntries(list) {
 
 function contentOf(entry) {
   const text = field(entry, 'content', 'text')
+  delete entry.content // large trees would be held twice
   const encoding = field(entry, 'encoding', 'text', 'utf-8')
   if (encoding === 'utf-8') return Buffer.from(text)
   if (encoding === 'base64') return Buffer.from(text, 'base64')
@@ -869,18 +874,21 @@ class Agent {
     if (isSame && revision < this.revision) {
       throw this.#elsewhere()
     }
-    this.#fillIn(files)
+    await this.#fillIn(files)
     if (generation > this.generation && isBusy) await this.#run?.end(this.settings.graceMs)
     Object.assign(this, { sessionId, generation, revision: 0 }) // until all is written
     const wanted = new Set(files.map((file) => file.path))
     this.workspace.sweep(wanted)
     for (const known of this.#digests.keys()) if (!wanted.has(known)) this.#digests.delete(known)
-    for (const file of files) this.#write(file, { unlessSame: true })
+    for (const file of files) {
+      await breathe()
+      this.#write(file, { unlessSame: true })
+    }
     this.revision = revision
     return { status: 200, body: this.state({ digests: false }) }
   }
 
-  patchFiles(body) {
+  async patchFiles(body) {
     const generation = field(body, 'generation', 'count')
     const base = field(body, 'baseRevision', 'count')
     const revision = field(body, 'revision', 'count')
@@ -891,7 +899,7 @@ class Agent {
     this.#needsTree(generation)
     if (revision === this.revision) return { status: 200, body: { revision } } // its answer was lost
     if (base !== this.revision) throw this.#elsewhere()
-    this.#fillIn(write)
+    await this.#fillIn(write)
     const paths = write.map((file) => file.path)
     refuseFilesAsFolders(paths)
     this.workspace.checkPlaces(paths, remove)
@@ -978,16 +986,17 @@ class Agent {
   }
 
   #write(file, { unlessSame = false } = {}) {
-    const held = unlessSame ? this.workspace.read(file.path) : null
+    const held = unlessSame && this.#digests.has(file.path) && this.workspace.read(file.path)
     if (!held || sha256(held) !== file.sha256) this.workspace.put(file.path, file.content)
     this.#digests.set(file.path, file.sha256)
   }
 
   /** Find the content that was left out. It may have been changed on the disk, so look there. */
-  #fillIn(files) {
+  async #fillIn(files) {
     const places = new Map([...this.#digests].map(([known, digest]) => [digest, known]))
     const missing = []
     for (const file of files.filter((file) => file.content === null)) {
+      await breathe()
       const place = places.get(file.sha256)
       const held = place === undefined ? null : this.workspace.read(place)
       if (held && sha256(held) === file.sha256) file.content = held
@@ -1094,11 +1103,12 @@ async function readBody({ maxBodyBytes, maxInflatedBytes }, request) {
   if (!['identity', 'gzip'].includes(encoding)) {
     throw new Refusal(415, 'unsupported_encoding', 'the body may be encoded with gzip only')
   }
-  const sent = await collect(request, maxBodyBytes)
-  const data = encoding === 'gzip' ? await inflate(sent, maxInflatedBytes) : sent
+  let data = await collect(request, maxBodyBytes)
+  if (encoding === 'gzip') data = await inflate(data, maxInflatedBytes)
   let body
   try {
-    body = JSON.parse(new TextDecoder('utf-8', { fatal: true }).decode(data))
+    data = new TextDecoder('utf-8', { fatal: true }).decode(data)
+    body = JSON.parse(data)
   } catch (error) {
     const what = error instanceof SyntaxError ? error.message.slice(0, 200) : 'it is not UTF-8'
     throw badRequest(`the body is not JSON: ${what}`)
