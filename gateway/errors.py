@@ -22,6 +22,7 @@ translated into one of these where they enter.
      +- LimitReached 429              sessions, creates, files or bytes of one token
      +- RegistryUnavailable 503       the store did not answer: never "not found"
      |   +- NotAcknowledged 503       fewer Redis replicas acknowledged than required
+     +- ListenerTooSlow 503           takes less of a stream than comes; it can resume
      +- Fenced 409                    another owner or generation holds the session
      +- SpawnFailed 502               the dev server could not be started
      +- KubeUnavailable 503           the Kubernetes API server did not answer, or not now
@@ -212,6 +213,14 @@ class NotAcknowledged(RegistryUnavailable):
 
     code = "registry_not_acknowledged"
     title = "Registration not acknowledged"
+
+
+class ListenerTooSlow(GatewayError):
+    """A listener to an event stream takes less than comes; it resumes after what it was given."""
+
+    status = 503
+    code = "listener_too_slow"
+    title = "Listener too slow"
 
 
 class SpawnFailed(GatewayError):

@@ -15,7 +15,7 @@ from typing import Final, TypeAlias
 
 from aiohttp import web
 
-from gateway.errors import BadRequest, RegistryUnavailable
+from gateway.errors import BadRequest, ListenerTooSlow, RegistryUnavailable
 from gateway.registry.base import Registry, StreamEvent
 from gateway.session import SessionId
 
@@ -55,12 +55,30 @@ def encode_own_event(event: StreamEvent) -> bytes:
     return b"" if SOURCE in event.data else encode_event(event)
 
 
+class _Encoded:
+    """The last entry as it was sent: all listeners are sent the same one after the other."""
+
+    __slots__ = ("encode", "entry", "sent")
+
+    def __init__(self, encode: Encode) -> None:
+        self.encode = encode
+        self.entry: StreamEvent | None = None
+        self.sent = b""
+
+    def of(self, entry: StreamEvent) -> bytes:
+        """The entry, encoded anew only if it is another one."""
+        if entry is not self.entry:
+            self.entry, self.sent = entry, self.encode(entry)
+        return self.sent
+
+
 class EventStreams:
     """Sends sessions' events to any number of listeners.
 
     ``closing`` ends every stream: the replica shuts down, and the listeners resume at another one.
     A comment is sent after ``heartbeat_seconds`` of silence, so that a listener can tell silence
-    from a dead connection, and so that a listener who has gone is noticed.
+    from a dead connection, and so that a listener who has gone is noticed. A listener who takes
+    less than comes is sent no more: its stream ends without an ``end``, and it resumes.
     """
 
     def __init__(
@@ -73,6 +91,12 @@ class EventStreams:
         self._registry = registry
         self._closing = closing
         self._heartbeat_seconds = heartbeat_seconds
+        self._encoded: dict[Encode, _Encoded] = {}
+        #: The waits of all listeners; ended by one task when the replica shuts down. A task for
+        #: each listener, let alone for each event, would cost more than the event.
+        self._waits: set[asyncio.Timeout] = set()
+        self._listeners = 0
+        self._ending: asyncio.Task[None] | None = None
 
     async def respond(
         self,
@@ -94,32 +118,51 @@ class EventStreams:
                 **request.get("cors", {}),
             }
         )
+        self._listeners += 1
+        if self._ending is None:
+            self._ending = asyncio.create_task(self._end_waits(), name="events: closing")
         try:
             await response.prepare(request)
             await response.write(b": connected\n\n")
-            await self._relay(response, session_id, after, encode)
+            encoded = self._encoded.setdefault(encode, _Encoded(encode))
+            await self._relay(response, session_id, after, encoded)
         except ConnectionResetError:
             log.debug("a listener to session %s has gone", session_id)
+        finally:
+            self._listeners -= 1
+            if not self._listeners and self._ending is not None:
+                self._ending.cancel()
+                self._ending = None
         return response
 
+    async def _end_waits(self) -> None:
+        """Once the replica shuts down, let nobody wait for an entry any more."""
+        await self._closing.wait()
+        now = asyncio.get_running_loop().time()
+        for wait in self._waits:
+            wait.reschedule(now)
+
     async def _relay(
-        self, response: web.StreamResponse, session_id: SessionId, after: str, encode: Encode
+        self, response: web.StreamResponse, session_id: SessionId, after: str, encoded: _Encoded
     ) -> None:
         ended = False
         while not self._closing.is_set():
             try:
                 async with self._registry.events(session_id, after=after) as entries:
                     while entry := await self._next(response, entries):
-                        if sent := encode(entry):
+                        if sent := encoded.of(entry):
                             await response.write(sent)
                         after, ended = entry.id, entry.type == "end"
                 if not ended and not self._closing.is_set():
-                    await response.write(encode(await self._end(session_id)))
+                    await response.write(encoded.encode(await self._end(session_id)))
             except RegistryUnavailable as exc:
                 await response.write(event_block("degraded", {"reason": str(exc)}))
                 with suppress(TimeoutError):
                     async with asyncio.timeout(_RETRY_SECONDS):
                         await self._closing.wait()
+            except ListenerTooSlow as exc:
+                log.info("a listener to session %s is dropped: %s", session_id, exc)
+                return
             else:
                 return
 
@@ -127,22 +170,18 @@ class EventStreams:
         self, response: web.StreamResponse, entries: AsyncIterator[StreamEvent]
     ) -> StreamEvent | None:
         """The next entry, None at the end; says something into every long silence."""
-        following = asyncio.ensure_future(anext(entries, None))
-        closing = asyncio.create_task(self._closing.wait(), name="events: closing")
-        try:
-            while True:
-                done, _ = await asyncio.wait(
-                    (following, closing),
-                    timeout=self._heartbeat_seconds,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-                if done:
-                    return following.result() if following in done else None
-                await response.write(b": keep-alive\n\n")
-        finally:
-            following.cancel()
-            closing.cancel()
-            await asyncio.gather(following, closing, return_exceptions=True)
+        while not self._closing.is_set():
+            wait = asyncio.timeout(self._heartbeat_seconds)
+            try:
+                async with wait:
+                    self._waits.add(wait)
+                    return await anext(entries, None)
+            except TimeoutError:
+                if not self._closing.is_set():
+                    await response.write(b": keep-alive\n\n")
+            finally:
+                self._waits.discard(wait)
+        return None
 
     async def _end(self, session_id: SessionId) -> StreamEvent:
         """An end for who comes after it, or whose entries are forgotten.

@@ -364,7 +364,8 @@ class Registry(Protocol):
         """All entries after ``after`` (an entry's id; "0": from the start), then new ones as
         they come, each once and in order. The iteration ends after an ``end`` entry. One shared
         push link serves all listeners; RegistryUnavailable is raised out of the iteration if it
-        is lost, and the caller resumes with the last id it has seen.
+        is lost, ListenerTooSlow if the caller is too slow, and the caller resumes with the
+        last id it has seen. A wait for the next entry that is cancelled loses none.
         """
 
     # -- what calls leave behind -----------------------------------------------------------------

@@ -10,15 +10,21 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Self
 
-from gateway.errors import RegistryUnavailable
+from gateway.errors import ListenerTooSlow, RegistryUnavailable
 from gateway.registry.base import StreamEvent
 from gateway.registry.records import decode_pushed_event, event_order
 from gateway.session import SessionId
 
-#: Entries that may wait for a slow listener before it is dropped (it can resume).
+#: What may wait for a slow listener before it is dropped (it can resume).
 _LONGEST_FEED: Final = 4096
+_LARGEST_FEED_BYTES: Final = 2**20
+
+
+# All listeners to a session are given the same entry one after the other: it is decoded once.
+_decoded: Final = lru_cache(maxsize=16)(decode_pushed_event)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,20 +56,22 @@ class EventStream(AsyncIterator[StreamEvent]):
         self._caught_up = False
         self._over = False
         self._feed: deque[bytes] = deque()
+        self._feed_bytes = 0
         self._news = asyncio.Event()
-        self._failure: RegistryUnavailable | None = None
+        self._failure: RegistryUnavailable | ListenerTooSlow | None = None
 
     # -- the push link's side --------------------------------------------------------------------
 
     def heard(self, payload: bytes) -> None:
-        """Take an entry as published."""
+        """Take an entry as published; the one that is too much ends the stream."""
         if self._failure is None:
-            if len(self._feed) >= self._longest_feed:
-                self.lost(
-                    RegistryUnavailable(
-                        f"{self._longest_feed} events wait for a slow listener: "
-                        "resume after the last one received"
-                    )
+            self._feed_bytes += len(payload)
+            if len(self._feed) >= self._longest_feed or self._feed_bytes > _LARGEST_FEED_BYTES:
+                waiting = len(self._feed)
+                # At once: whoever is to be given them may not come back for a long time.
+                self._feed.clear()
+                self._failure = ListenerTooSlow(
+                    f"{waiting} events waited for a slow listener: resume"
                 )
             else:
                 self._feed.append(payload)
@@ -100,7 +108,9 @@ class EventStream(AsyncIterator[StreamEvent]):
                     raise self._failure
                 self._news.clear()
                 await self._news.wait()
-            event = decode_pushed_event(self._session_id, self._feed.popleft())
+            payload = self._feed.popleft()
+            self._feed_bytes -= len(payload)
+            event = _decoded(self._session_id, payload)
             if event_order(event.id) > self._order:
                 return event
 

@@ -57,7 +57,8 @@ class _Channel:
     """Those who listen to one channel. ``ready``: True once subscribed, False if the link broke."""
 
     ready: asyncio.Future[bool]
-    listeners: list[Listener] = field(default_factory=list)
+    #: In the order in which they came; a dictionary, since thousands may leave at once.
+    listeners: dict[Listener, None] = field(default_factory=dict)
 
 
 class PushLink:
@@ -125,7 +126,7 @@ class PushLink:
         channel = self._channels.get(name)
         if channel is None:
             channel = self._channels[name] = _Channel(self._subscribe(name))
-        channel.listeners.append(listener)
+        channel.listeners[listener] = None
         try:
             async with asyncio.timeout(self._client.limit_seconds):
                 # Others may wait for the same: shielded from the cancellation of this call.
@@ -149,8 +150,7 @@ class PushLink:
         return ready
 
     def _leave(self, name: str, channel: _Channel, listener: Listener) -> None:
-        if listener in channel.listeners:
-            channel.listeners.remove(listener)
+        channel.listeners.pop(listener, None)
         if not channel.listeners and self._channels.get(name) is channel:
             del self._channels[name]
             self._outbox.put_nowait(("UNSUBSCRIBE", name))
