@@ -67,10 +67,11 @@ class Server:
             stderr=subprocess.STDOUT,
         )
         self._log: list[bytes] = []
+        self._ended = False
         self._listening = threading.Event()
         self._reader = threading.Thread(target=self._drain, name="server log", daemon=True)
         self._reader.start()
-        if not self._listening.wait(20):
+        if not self._listening.wait(20) or self._ended:
             self.close()
             pytest.fail(f"{self._command[0]} does not listen: {b''.join(self._log).decode()}")
 
@@ -80,6 +81,9 @@ class Server:
             self._log.append(line)
             if any(word in line for word in _LISTENS):
                 self._listening.set()
+        # It has ended, perhaps before it listened: somebody else has its port.
+        self._ended = not self._listening.is_set()
+        self._listening.set()
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the server."""
