@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from gateway.spawner.kube.manifest import SELECTOR, SESSION_LABEL
 from tests.k8s.kubectl import Kubectl, KubectlFailed
-from tests.k8s.manifests import GATEWAY, MARK, PREVIEWS, Names, fitted, namespaces
+from tests.k8s.manifests import GATEWAY, PREVIEWS, Names, fitted, namespaces
 from tests.manifests.documents import Document, configuration
 from tests.manifests.rendering import ROOT, documents
 
@@ -126,9 +126,3 @@ def until(seconds: float, wanted: Any, look: Any) -> Any:
     while (seen := look()) != wanted and time.monotonic() < deadline:
         time.sleep(1)
     return seen
-
-
-def leftovers(kubectl: Kubectl) -> list[str]:
-    """Namespaces of runs that were killed."""
-    (mark,) = (f"{key}={value}" for key, value in MARK.items())
-    return [str(space["metadata"]["name"]) for space in kubectl.items("namespaces", mark)]
