@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +13,7 @@ from typing import Final
 
 import pytest
 
-from tests.manifests.documents import Document
+from tests.manifests.documents import Document, kind_of, load
 from tests.manifests.policy import (
     configured,
     leaving,
@@ -21,7 +23,7 @@ from tests.manifests.policy import (
     restricted,
     rights,
 )
-from tests.manifests.rendering import K8S, KUSTOMIZATIONS, OVERLAYS, ROOT, documents
+from tests.manifests.rendering import K8S, KUSTOMIZATIONS, OVERLAYS, ROOT, documents, kustomize
 from tests.manifests.schemas import VERSIONS, schema_problems
 
 Policy = Callable[[Sequence[Document]], Iterator[str]]
@@ -74,3 +76,15 @@ def test_no_file_lies_about_that_no_kustomization_reads() -> None:
 
 def test_the_rights_are_those_of_all_calls_that_the_client_makes() -> None:
     assert rights.calls_of_the_client() == set(rights.VERBS)
+
+
+def test_what_is_commented_out_of_prod_goes_with_it(tmp_path: Path) -> None:
+    shutil.copytree(K8S, tmp_path / "k8s")
+    prod = tmp_path / "k8s/overlays/prod"
+    text = (prod / "kustomization.yaml").read_text()
+    whole, count = re.subn(r"(?m)^  # (- \.\./\.\./components/)", r"  \1", text)
+    assert count == 2
+    (prod / "kustomization.yaml").write_text(whole)
+    rendered = load(kustomize(prod))
+    assert [problem for policy in POLICIES for problem in policy(rendered)] == []
+    assert {"ServiceMonitor", "Gateway"} <= {kind_of(document) for document in rendered}
