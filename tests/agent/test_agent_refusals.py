@@ -143,6 +143,15 @@ async def test_a_head_beyond_the_limit_or_malformed_is_refused(pod: Pod) -> None
     assert await pod.agent.healthy()
 
 
+async def test_who_does_not_finish_a_request_is_cut_off(new_pod: NewPod) -> None:
+    pod = await new_pod(PREVIEW_AGENT_HEAD_SECONDS="0.3", PREVIEW_AGENT_BODY_SECONDS="0.5")
+    head = f"PUT /v1/tree HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {pod.token}\r\n"
+    body = f"{head}Content-Length: 100\r\n\r\n{{".encode()
+    answers = await asyncio.gather(wire(pod, head.encode()), wire(pod, body))
+    assert [answer[:13] for answer in answers] == [b"HTTP/1.1 408 "] * 2
+    assert (await push(pod)).revision == 1
+
+
 async def test_who_goes_away_in_the_middle_of_a_body_does_no_harm(pod: Pod) -> None:
     head = f"PUT /v1/tree HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {pod.token}\r\n"
     _, writer = await asyncio.open_connection(pod.host, pod.port)

@@ -127,7 +127,11 @@ const full = reader(() => {}, 1)
 events.follow(live, 0)
 events.follow(stuck, 0)
 const told = []
-const tell = async (name) => { await turn(); told.push([name, read, stuck.destroyed, full.destroyed]); read = '' }
+const tell = async (name) => {
+  await turn()
+  told.push([name, read, stuck.destroyed, full.destroyed])
+  read = ''
+}
 events.add({ type: 'a', text: 'x'.repeat(2000) })
 events.add({ type: 'b' })
 events.follow(full, 2)

@@ -25,8 +25,6 @@ const MAX_READERS = 16
 const HEARTBEAT_MS = 10_000
 const READER_STALL_MS = 30_000
 const MAX_HEAD_BYTES = 16 * 2 ** 10
-const HEAD_MS = 10_000
-const BODY_MS = 60_000
 const LINGER_MS = 1000
 const DRAIN_MS = 1000
 const KILL_MS = 5000
@@ -218,7 +216,8 @@ const at = (folder, name) => `/proc/self/fd/${folder}/${name}`
  */
 class Workspace {
   constructor(root) {
-    this.root = root
+    // What an agent before this one may have left half-written.
+    fs.rmSync(path.join(root, 'staging'), { recursive: true, force: true })
     for (const name of ['app', 'home', 'tmp', 'staging', 'launchers']) {
       this[name] = path.join(root, name)
       fs.mkdirSync(this[name], { recursive: true })
@@ -1159,12 +1158,12 @@ function send(request, response, status, body) {
   request.on('end', close).on('error', close).resume()
 }
 
-function listen(agent, { host, port }) {
+function listen(agent, { host, port, headMs, bodyMs }) {
   const server = createServer(
     {
       maxHeaderSize: MAX_HEAD_BYTES,
-      headersTimeout: HEAD_MS,
-      requestTimeout: BODY_MS,
+      headersTimeout: headMs,
+      requestTimeout: bodyMs,
       connectionsCheckingInterval: 1000,
       keepAliveTimeout: 75_000, // longer than clients keep connections, who would run into the end
     },
@@ -1193,6 +1192,8 @@ function readSettings(env) {
     root: env.PREVIEW_ROOT || '/preview',
     baked: env.PREVIEW_BAKED || '',
     graceMs: 1000 * number('PREVIEW_AGENT_GRACE_SECONDS', 5),
+    headMs: 1000 * number('PREVIEW_AGENT_HEAD_SECONDS', 10),
+    bodyMs: 1000 * number('PREVIEW_AGENT_BODY_SECONDS', 60),
     maxBodyBytes: number('PREVIEW_AGENT_MAX_BODY_BYTES', 64 * 2 ** 20),
     maxInflatedBytes: number('PREVIEW_AGENT_MAX_INFLATED_BYTES', 96 * 2 ** 20),
   }
