@@ -126,7 +126,7 @@ class EventStreams:
             await response.write(b": connected\n\n")
             encoded = self._encoded.setdefault(encode, _Encoded(encode))
             await self._relay(response, session_id, after, encoded)
-        except ConnectionResetError:
+        except ConnectionError:  # not always a reset: a write that waits is told "connection lost"
             log.debug("a listener to session %s has gone", session_id)
         finally:
             self._listeners -= 1

@@ -24,7 +24,11 @@ _LARGEST_FEED_BYTES: Final = 2**20
 
 
 # All listeners to a session are given the same entry one after the other: it is decoded once.
-_decoded: Final = lru_cache(maxsize=16)(decode_pushed_event)
+@lru_cache(maxsize=16)
+def _decoded(session_id: SessionId, payload: bytes) -> tuple[StreamEvent, tuple[int, int]]:
+    """An entry as published, and its place in the order."""
+    event = decode_pushed_event(session_id, payload)
+    return event, event_order(event.id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +96,17 @@ class EventStream(AsyncIterator[StreamEvent]):
             await self._read_past()
         if self._past:
             event = self._past.popleft()
+            self._order = event_order(event.id)
         elif self._over:
             raise StopAsyncIteration
         else:
-            event = await self._new()
+            event, self._order = await self._new()
             self._over = event.type == "end"
-        self._last, self._order = event.id, event_order(event.id)
+        self._last = event.id
         return event
 
-    async def _new(self) -> StreamEvent:
-        """The next entry from the feed that was not part of the past."""
+    async def _new(self) -> tuple[StreamEvent, tuple[int, int]]:
+        """The next entry from the feed that was not part of the past, and its place."""
         while True:
             while not self._feed:
                 if self._failure:
@@ -110,9 +115,9 @@ class EventStream(AsyncIterator[StreamEvent]):
                 await self._news.wait()
             payload = self._feed.popleft()
             self._feed_bytes -= len(payload)
-            event = _decoded(self._session_id, payload)
-            if event_order(event.id) > self._order:
-                return event
+            event, order = _decoded(self._session_id, payload)
+            if order > self._order:
+                return event, order
 
     async def _read_past(self) -> None:
         past = await self._read(self._last)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
+import struct
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
+from urllib.parse import urlsplit
 
 import pytest
 import redis.asyncio
@@ -42,11 +46,13 @@ async def test_a_replica_that_shuts_down_ends_its_streams_and_the_client_resumes
 
 
 @asynccontextmanager
-async def streams(store: Store, *, heartbeat: float) -> AsyncIterator[tuple[str, asyncio.Event]]:
+async def streams(
+    store: Store, *, heartbeat: float, name: str = ""
+) -> AsyncIterator[tuple[str, asyncio.Event]]:
     """A server of one session's events in this process: its URL, and what shuts it down."""
     registry = RedisRegistry(load_settings(), url=store.url)
     await registry.open()
-    session_id = SessionId(fresh_id())
+    session_id = SessionId(name or fresh_id())
     target = Endpoint("127.0.0.1", 9)
     new = NewSession(
         session_id, "digest", Recipe(target=str(target)), {}, "/", 60, 0, endpoint=target
@@ -56,7 +62,8 @@ async def streams(store: Store, *, heartbeat: float) -> AsyncIterator[tuple[str,
     served = EventStreams(registry, closing=closing, heartbeat_seconds=heartbeat)
 
     async def events(request: web.Request) -> web.StreamResponse:
-        return await served.respond(request, session_id, after="0")
+        after = request.headers.get("Last-Event-ID", "0")
+        return await served.respond(request, session_id, after=after)
 
     app = web.Application(middlewares=[problem_middleware])
     app.router.add_get("/", events)
@@ -107,6 +114,77 @@ async def test_a_shutdown_ends_a_silent_stream_at_once(store: Store) -> None:
         assert (await stream.next()) is not None
         closing.set()
         assert await stream.next() is None
+
+
+class SlowListener:
+    """Opens a stream and reads nothing of it until it is asked to."""
+
+    def __init__(self, url: str) -> None:
+        parts = urlsplit(url)
+        self.socket = socket.socket()
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8192)
+        self.socket.settimeout(20)
+        self.socket.connect((parts.hostname, parts.port))
+        self.socket.sendall(f"GET / HTTP/1.1\r\nHost: {parts.netloc}\r\n\r\n".encode())
+
+    def rest(self) -> str:
+        """All that comes, up to the end of the response."""
+        text = b""
+        while not text.endswith(b"\r\n0\r\n\r\n"):
+            data = self.socket.recv(2**20)
+            assert data, "the response is cut off"
+            text += data
+        return text.decode()
+
+    def reset(self) -> None:
+        """End the connection as a crash does."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+
+async def flood(store: Store, name: str) -> list[str]:
+    """Far more than the kernel and the gateway keep for a listener; the ids."""
+    registry = RedisRegistry(load_settings(), url=store.url)
+    await registry.open()
+    try:
+        text = {"lines": ["x" * 16_000]}
+        return [await registry.append(SessionId(name), "log", text) for _ in range(800)]
+    finally:
+        await registry.close()
+
+
+async def test_a_listener_who_takes_less_than_comes_is_dropped_and_can_resume(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = fresh_id()
+    async with streams(store, heartbeat=60, name=name) as (url, _):
+        slow = await asyncio.to_thread(SlowListener, url)
+        await until_subscribers(store, 1)
+        ids = await flood(store, name)
+        text = await asyncio.to_thread(slow.rest)
+        slow.socket.close()
+        given = [identifier for identifier in re.findall(r"id: (\S+)", text) if identifier in ids]
+        assert given == ids[: len(given)]
+        assert 0 < len(given) < len(ids)
+        assert "event: end" not in text
+        await until_subscribers(store, 0)
+        async with listen(url, after=given[-1]) as stream:
+            events = [await stream.next() for _ in range(len(ids) - len(given))]
+        assert [event.id for event in events if event] == ids[len(given) :]
+    assert not caplog.records
+
+
+async def test_a_listener_who_goes_while_it_takes_nothing_leaves_nothing_behind(
+    store: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    name = fresh_id()
+    async with streams(store, heartbeat=60, name=name) as (url, _):
+        slow = await asyncio.to_thread(SlowListener, url)
+        await until_subscribers(store, 1)
+        await flood(store, name)
+        slow.reset()
+        await until_subscribers(store, 0)
+    assert not caplog.records
 
 
 async def test_a_lost_registry_is_told_and_the_stream_goes_on(store: Store) -> None:
