@@ -13,18 +13,26 @@ from scripts.fault_table import TESTS, collect, faults_of, main, with_tests
 PAGE: Final = TESTS.parent / "docs" / "faults.md"
 #: The faults that the data plane meets: each has a test, whatever else is still to come.
 DATA_PLANE: Final = range(1, 25)
-#: The same for replicas, as far as the life cycle stands up to them.
-REPLICA: Final = range(25, 29)
+#: The same for replicas and their registry.
+REPLICA: Final = range(25, 34)
+
+Found = dict[int, dict[str, list[str]]]
 
 
-def test_the_page_names_the_tests_that_there_are() -> None:
+@pytest.fixture(scope="module")
+def found() -> Found:
+    """The tests that there are: all files are parsed once."""
+    return collect()
+
+
+def test_the_page_names_the_tests_that_there_are(found: Found) -> None:
     text = PAGE.read_text("utf-8")
-    assert with_tests(text, collect()) == text, "run `make docs`"
+    assert with_tests(text, found) == text, "run `make docs`"
 
 
 @pytest.mark.parametrize("number", [*DATA_PLANE, *REPLICA])
-def test_every_fault_has_a_test_of_its_own(number: int) -> None:
-    assert collect().get(number)
+def test_every_fault_has_a_test_of_its_own(found: Found, number: int) -> None:
+    assert found.get(number)
 
 
 def test_every_fault_has_one_row() -> None:
