@@ -80,6 +80,10 @@ class FrameWatch:
                 self._left -= taken
                 start += taken
                 continue
+            if not self._head:
+                start = self._pass_small(data, start)
+                if start == len(data):
+                    return
             head = self._head + data[start : start + 14 - len(self._head)]
             size = _head_size(head)
             if size > len(head):
@@ -98,6 +102,25 @@ class FrameWatch:
             payload = data[start : start + min(self._left, len(_VITE_PING))]
             if not is_keep_alive(head[:size] + payload):
                 self.active = True
+
+    def _pass_small(self, data: bytes, start: int) -> int:
+        """Pass by the small frames that are whole; returns where the first other thing begins.
+
+        A read may hold 130,000 of them: 0.3 s of everybody's event loop, if each was taken apart.
+        """
+        size = len(data)
+        while start + 1 < size:
+            first, second = data[start], data[start + 1]
+            length = second & 0x7F
+            end = start + length + (6 if second & _MASKED else 2)
+            if length > 125 or end > size or first & _OPCODE == _CLOSE:
+                break
+            if not first & _CONTROL:
+                self._unfinished = not first & _FIN
+                if not self.active and not is_keep_alive(data[start:end]):
+                    self.active = True
+            start = end
+        return start
 
 
 def text_frame(text: bytes) -> bytes:

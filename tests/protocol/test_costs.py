@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import pytest
 
 from gateway.proxy import http1
+from gateway.proxy.frames import FrameWatch
 from gateway.proxy.http1 import MAX_FIELDS
 from gateway.proxy.viewers import Viewers
 from tests.protocol.conftest import Start
@@ -98,6 +99,18 @@ async def test_tiny_chunks_cost_no_more_the_more_come_at_once(gateway: Gateway) 
     assert not chunks
     peer.send(b"0\r\n\r\n")
     assert await client.exactly(6 * 40_000 + 5) == b"1\r\na\r\n" * 40_000 + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize("frame", [b"\x89\x00", b"\x81\x00", b"\x81\x80mask", b"\x01\x01a"])
+def test_tiny_frames_cost_little(frame: bytes) -> None:
+    watch = FrameWatch()
+    frames = frame * (2**18 // len(frame))
+    began = time.process_time()
+    watch.see(frames)
+    assert time.process_time() - began < 0.15
+    assert watch.at_boundary
+    assert watch.active is (frame != b"\x89\x00")
+    assert watch.at_message_boundary is (frame[0] >= 0x80)
 
 
 async def test_whether_a_request_may_wait_is_not_asked_of_a_long_head_each_second(
