@@ -182,7 +182,7 @@ async def test_fault_40_a_watch_that_falls_silent_is_given_up(cluster: FakeClust
         begun = time.monotonic()
         with pytest.raises(KubeUnavailable, match="does not answer"):
             await anext(events)
-    assert 1.1 < time.monotonic() - begun < 3
+    assert 1.1 < time.monotonic() - begun < 10
 
 
 async def test_fault_40_a_watch_whose_head_does_not_come_is_given_up_sooner(
@@ -196,4 +196,4 @@ async def test_fault_40_a_watch_whose_head_does_not_come_is_given_up_sooner(
         begun = time.monotonic()
         with pytest.raises(KubeUnavailable):
             await anext(events)
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - begun < 10

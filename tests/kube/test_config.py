@@ -200,7 +200,7 @@ async def test_a_server_of_another_ca_is_not_trusted_unless_that_is_asked_for(
 ) -> None:
     async with FakeCluster(tls=certificates.server(), nodes=False) as cluster:
         strict = load(tmp_path, kubeconfig(cluster.url), namespace="previews")
-        async with KubeApi(strict, call_seconds=0.1) as api:
+        async with KubeApi(strict) as api:
             with pytest.raises(KubeUnavailable, match="is not one of its CA") as caught:
                 await api.read("a")
             assert not caught.value.uncertain
@@ -222,7 +222,7 @@ async def test_the_name_in_the_servers_certificate_may_be_another(
             },
         )
         config = load(tmp_path, document, namespace="previews")
-        async with KubeApi(config, call_seconds=0.1) as api:
+        async with KubeApi(config) as api:
             if trusted:
                 assert await api.read("a") is None
             else:
@@ -282,18 +282,21 @@ async def test_yaml_and_several_files_are_read_with_kubectl(
     tmp_path: Path, certificates: Certificates
 ) -> None:
     kubectl = require_tool("kubectl")
-    authority = certificates.folder / "ca.pem"
-    (tmp_path / "one").write_text(
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    (folder / "ca.pem").write_bytes((certificates.folder / "ca.pem").read_bytes())
+    # Relative to the file in which it is named.
+    (folder / "one").write_text(
         "apiVersion: v1\nkind: Config\ncurrent-context: here\n"
         "contexts:\n- name: here\n  context: {cluster: c, user: u, namespace: mine}\n"
-        f"clusters:\n- name: c\n  cluster:\n    server: https://one:6443\n"
-        f"    certificate-authority: {authority}\n"
+        "clusters:\n- name: c\n  cluster:\n    server: https://one:6443\n"
+        "    certificate-authority: ca.pem\n"
     )
     (tmp_path / "two").write_text(
         "apiVersion: v1\nkind: Config\nusers:\n- name: u\n  user:\n    token: t\n"
     )
     environ = {
-        "KUBECONFIG": f"{tmp_path / 'one'}:{tmp_path / 'missing'}:{tmp_path / 'two'}",
+        "KUBECONFIG": f"{tmp_path / 'two'}:{tmp_path / 'missing'}:{folder / 'one'}",
         "PATH": str(Path(kubectl).parent),
     }
     config = load_config(environ=environ)

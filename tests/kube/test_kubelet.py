@@ -190,7 +190,7 @@ async def test_a_deleted_pod_may_end_in_order_and_is_gone_then(
     await kube.delete("a", grace_seconds=10)
     ended = await node.until("a", lambda found: "terminated" in state(found) or found is None)
     assert log.exists() is (ended is not None)
-    await node.until("a", lambda found: found is None, seconds=3)
+    await node.until("a", lambda found: found is None)
 
 
 async def test_a_pod_that_does_not_end_is_killed_with_all_it_started(
@@ -210,7 +210,7 @@ async def test_a_pod_that_does_not_end_is_killed_with_all_it_started(
         while len(processes_of(folder)) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     await kube.delete("a", grace_seconds=1)
-    await node.until("a", lambda found: found is None, seconds=5)
+    await node.until("a", lambda found: found is None)
     assert not processes_of(folder)
 
 

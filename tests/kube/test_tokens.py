@@ -84,11 +84,11 @@ async def test_a_command_runs_again_before_its_token_ends(tmp_path: Path) -> Non
 
 
 async def test_a_command_that_hangs_is_ended(tmp_path: Path) -> None:
-    source = command("echo $$ > pid; exec sleep 30".replace("pid", f"{tmp_path}/pid"), seconds=0.2)
+    source = command(f"echo $$ > {tmp_path}/pid; exec sleep 30", seconds=1)
     begun = time.monotonic()
-    with pytest.raises(KubeUnavailable, match=r"did not end within 0\.2 s"):
+    with pytest.raises(KubeUnavailable, match=r"did not end within 1 s"):
         await source.token()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < 20
     assert not Path("/proc", (tmp_path / "pid").read_text().strip()).exists()
 
 

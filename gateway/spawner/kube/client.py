@@ -228,7 +228,8 @@ class KubeApi:
                 pause = pause_seconds(
                     failures, asked=exc.asked_seconds, longest=_LONGEST_PAUSE_SECONDS
                 )
-                if loop.time() + pause >= deadline:
+                untrusted = isinstance(exc.__cause__, aiohttp.ClientConnectorCertificateError)
+                if untrusted or loop.time() + pause >= deadline:
                     raise
             await asyncio.sleep(pause)
 
