@@ -39,16 +39,7 @@ def admitted(pod: Pod, namespace: str) -> Pod:
         raise bad_request(
             "the namespace of the provided object does not match the namespace sent on the request"
         )
-    if not name:
-        raise invalid(name, "metadata.name", "Required value: name or generateName is required")
-    if len(name) > 253 or not _NAME.fullmatch(name):
-        raise invalid(
-            name,
-            "metadata.name",
-            f'Invalid value: "{name}": a lowercase RFC 1123 subdomain must consist of lower case '
-            "alphanumeric characters, '-' or '.', and must start and end with an alphanumeric "
-            "character",
-        )
+    _check_name(name)
     _check_schema(pod)
     _check_containers(name, pod["spec"])
     return {
@@ -65,6 +56,19 @@ def admitted(pod: Pod, namespace: str) -> Pod:
         },
         "status": {"phase": "Pending", "qosClass": "Burstable"},
     }
+
+
+def _check_name(name: str) -> None:
+    if not name:
+        raise invalid(name, "metadata.name", "Required value: name or generateName is required")
+    if len(name) > 253 or not _NAME.fullmatch(name):
+        raise invalid(
+            name,
+            "metadata.name",
+            f'Invalid value: "{name}": a lowercase RFC 1123 subdomain must consist of lower case '
+            "alphanumeric characters, '-' or '.', and must start and end with an alphanumeric "
+            "character",
+        )
 
 
 def _check_schema(pod: Pod) -> None:

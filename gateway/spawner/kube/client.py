@@ -276,18 +276,7 @@ class KubeApi:
             if tokens is not None:
                 headers["Authorization"] = f"Bearer {await tokens.token()}"
             with _translated(self._config.url):
-                # A watch may last, but even its head comes at once.
-                async with asyncio.timeout(min(seconds, self._attempt_seconds)):
-                    response = await self._http.request(
-                        method,
-                        url,
-                        params=query,
-                        data=data,
-                        headers=headers,
-                        timeout=aiohttp.ClientTimeout(total=seconds),
-                        allow_redirects=False,
-                        server_hostname=self._config.server_name or None,
-                    )
+                response = await self._open(method, url, query, data, headers, seconds)
                 async with response:
                     if response.status < 300:
                         yield response
@@ -299,6 +288,29 @@ class KubeApi:
                     continue
             raise refusal(
                 response.status, text, retry_after=response.headers.get("Retry-After", "")
+            )
+
+    async def _open(
+        self,
+        method: str,
+        url: str,
+        query: Mapping[str, str] | None,
+        data: bytes | None,
+        headers: Mapping[str, str],
+        seconds: float,
+    ) -> aiohttp.ClientResponse:
+        """The head of an answer, whatever it says. Raises what aiohttp raises."""
+        # A watch may last, but even its head comes at once.
+        async with asyncio.timeout(min(seconds, self._attempt_seconds)):
+            return await self._http.request(
+                method,
+                url,
+                params=query,
+                data=data,
+                headers=headers,
+                timeout=aiohttp.ClientTimeout(total=seconds),
+                allow_redirects=False,
+                server_hostname=self._config.server_name or None,
             )
 
 
