@@ -1,7 +1,8 @@
 """The registry: how fast changes reach all replicas, what one Valkey bears, what a session takes.
 
-Eight replicas, each a process of its own, and one embedded Valkey as a gateway starts it. Run with
-``python -m bench.registry [--quick] [--record]``: about a minute. Results go to
+Eight replicas, each a process of its own, and one embedded Valkey as a gateway starts it. Then
+whole gateways with real dev servers: the example app, its dependencies cached. Run with
+``python -m bench.registry [--quick] [--record]``: about two minutes. Results go to
 ``.bench/registry.json``, with ``--record`` to ``docs/registry.json`` and ``docs/consistency.md``.
 """
 
@@ -21,6 +22,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+import aiohttp
+import psutil
+
+from bench import spawn
 from bench._replica import LEASE_SECONDS
 from bench.proxy import machine
 from bench.proxy.figures import percentile, shown
@@ -45,10 +50,11 @@ class Effort:
     sessions: int
     taken_over: int
     wakes: int
+    starts: int
 
 
-FULL: Final = Effort(replicas=8, changes=1000, sessions=10_000, taken_over=100, wakes=50)
-QUICK: Final = Effort(replicas=8, changes=100, sessions=4000, taken_over=100, wakes=10)
+FULL: Final = Effort(replicas=8, changes=1000, sessions=10_000, taken_over=100, wakes=50, starts=15)
+QUICK: Final = Effort(replicas=8, changes=100, sessions=4000, taken_over=100, wakes=10, starts=3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,14 +233,23 @@ async def measure_fanout(members: list[Process], server: Valkey, effort: Effort)
     await members[0].ask("register", ids)
     for more in _MORE_LISTENERS:
         async with listeners(server.socket, more):
-            cpu = await server.cpu()
+            cpu, heard = await server.cpu(), cpu_of(members[1:])
             for number in range(effort.changes):
                 await members[0].ask("change", session_id, number)
-            cpu = await server.cpu() - cpu
+            cpu, heard = await server.cpu() - cpu, cpu_of(members[1:]) - heard
+        if not more:
+            each = heard / effort.changes / (len(members) - 1) * 1e6
+            found.append(Measured("heard-cpu", "a replica's CPU per change it hears", each, "us"))
         count = len(members) + more
         title = f"Valkey's CPU per change, {count} listen"
         found.append(Measured(f"change-cpu-{count}", title, cpu / effort.changes * 1e6, "us"))
     return found
+
+
+def cpu_of(members: list[Process]) -> float:
+    """Seconds that these replicas have used up together."""
+    times = [psutil.Process(member.process.pid).cpu_times() for member in members]
+    return sum(time.user + time.system for time in times)
 
 
 @asynccontextmanager
@@ -298,7 +313,77 @@ async def measure_lives(members: list[Process], effort: Effort) -> list[Measured
             "s",
         ),
         Measured("takeover-all", f"from there to all {count} ready elsewhere", last - first, "s"),
+        # With the default lease of 15 s this is the promise of 20 s.
+        Measured(
+            "takeover-last",
+            f"kill to the last of {count} ready elsewhere (lease {LEASE_SECONDS:g} s)",
+            last,
+            "s",
+            LEASE_SECONDS + 5,
+        ),
     ]
+
+
+async def measure_starts(effort: Effort) -> list[Measured]:
+    """Whole gateways and real dev servers, from the call to the first 200 of the preview."""
+    work = Path(tempfile.mkdtemp(prefix="bench-starts-"))
+    admin_port = spawn.free_port()
+    cold: list[float] = []
+    pooled: list[float] = []
+    try:
+        async with (
+            spawn.gateway(work / "data", lease_seconds=1) as plain,
+            spawn.gateway(work / "data", warm_pool=1, admin_port=admin_port) as warm,
+            aiohttp.ClientSession() as http,
+        ):
+            files = spawn.project()
+            for url in (plain, warm):
+                await spawn.through(http, url, files)  # fills the dependency cache, and the pool
+            for _ in range(effort.starts):
+                await spawn.warm(http, admin_port)
+                pooled.append((await spawn.through(http, warm, files))[1] * 1000)
+                cold.append((await spawn.through(http, plain, files))[1] * 1000)
+            wakes = [
+                await wake_of_a_preview(http, plain, files) * 1000
+                for _ in range(max(effort.starts // 3, 1))
+            ]
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return [
+        Measured("create", "create to first 200, Vite: median", percentile(cold, 50), "ms"),
+        Measured(
+            "create-warm", "the same with a warm pool: median", percentile(pooled, 50), "ms", 100
+        ),
+        Measured(
+            "wake",
+            "request that wakes a preview to its 200, Vite: median",
+            percentile(wakes, 50),
+            "ms",
+            1000,
+        ),
+    ]
+
+
+async def wake_of_a_preview(http: aiohttp.ClientSession, url: str, files: Any) -> float:
+    """Seconds from the request for a sleeping preview to its answer."""
+    sessions = f"{url}/api/v1/sessions"
+    async with http.post(
+        f"{sessions}?wait=ready&timeout=60", json={"files": files, "idleSeconds": 1}
+    ) as response:
+        session = await response.json()
+    async with asyncio.timeout(30):
+        while session["state"] != "sleeping":
+            await asyncio.sleep(0.1)
+            async with http.get(f"{sessions}/{session['id']}") as response:
+                session = await response.json()
+    started = time.perf_counter()
+    async with http.get(session["previewUrl"]) as response:  # held until the preview is ready
+        await response.read()
+        assert response.status == 200, await response.text()
+    took = time.perf_counter() - started
+    async with http.post(f"{sessions}/{session['id']}/stop") as response:
+        await response.read()
+    return took
 
 
 async def run(effort: Effort) -> list[Measured]:
@@ -319,7 +404,7 @@ async def run(effort: Effort) -> list[Measured]:
             await stack.enter_async_context(replica(f"replica-{n}", server.url)) for n in range(3)
         ]
         found += await measure_lives(members, effort)
-    return found
+    return [*found, *await measure_starts(effort)]
 
 
 def as_json(found: list[Measured], described: dict[str, str]) -> dict[str, Any]:

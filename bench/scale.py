@@ -55,6 +55,8 @@ class Costs:
     route_bytes: float
     #: Measured cost of a change by the number of replicas that listen.
     points: dict[int, float]
+    #: Of a replica, for each change that it hears; None: older figures do not have it.
+    heard: float | None = None
 
     @classmethod
     def of(cls, figures: dict[str, dict[str, float]]) -> Costs:
@@ -73,6 +75,7 @@ class Costs:
             touch=value["touch-cpu"],
             change=change,
             push=push,
+            heard=value.get("heard-cpu"),
             session_bytes=value["session-bytes"],
             route_bytes=value["route-bytes"],
             points=points,
@@ -107,6 +110,7 @@ def calculate(load: Load, costs: Costs) -> list[tuple[str, float, str]]:
         ("notes of traffic", touches * costs.touch),
         ("heartbeats", beats * 2 * costs.touch),
     ]
+    heard = [] if costs.heard is None else [changes * costs.heard / 10_000]
     routes = min(MAX_ROUTES, active * load.spread / load.replicas)
     return [
         ("sessions with traffic", active, ""),
@@ -121,6 +125,7 @@ def calculate(load: Load, costs: Costs) -> list[tuple[str, float, str]]:
             load.sessions * costs.session_bytes / 2**30,
             "GiB",
         ),
+        *(("CPU of each replica: changes it hears", cpu, "% of a core") for cpu in heard),
         ("routes in a replica", routes * costs.route_bytes / 2**20, "MiB"),
     ]
 

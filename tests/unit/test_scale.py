@@ -15,6 +15,7 @@ COSTS = Costs(
     touch=20,
     change=150,
     push=2,
+    heard=30,
     session_bytes=1024,
     route_bytes=512,
     points={8: 166, 108: 366},
@@ -52,6 +53,13 @@ def test_the_whole_is_the_sum_of_its_parts() -> None:
     found = values(LOAD)
     parts = [value for title, value in found.items() if title.startswith("CPU: ")]
     assert found["CPU of the primary"] == pytest.approx(sum(parts))
+
+
+def test_each_replica_hears_every_change() -> None:
+    found = values(LOAD)
+    heard = found["CPU of each replica: changes it hears"]
+    assert heard == pytest.approx(found["changes"] * 30 / 10_000)
+    assert values(replace(LOAD, replicas=20))["CPU of each replica: changes it hears"] == heard
 
 
 def test_the_table_has_a_column_for_each_load() -> None:
