@@ -19,7 +19,8 @@ from aiohttp import web
 from pydantic import SecretStr
 
 from gateway import __version__
-from gateway.api.application import Health, make_application
+from gateway.api.application import make_application
+from gateway.api.health import Health
 from gateway.errors import SettingsError
 from gateway.lifecycle import Lifecycle
 from gateway.proxy.build import BUILD

@@ -1,4 +1,4 @@
-"""The command line: ``preview-gateway serve | up | ls | logs | stop | doctor | check-config``."""
+"""The command line of ``preview-gateway``."""
 
 from __future__ import annotations
 
@@ -122,6 +122,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(command)
     command.add_argument("--json", action="store_true", help="print JSON")
     command.set_defaults(command=_check_config)
+
+    command = commands.add_parser(
+        "openapi", help="print the document of the HTTP API (OpenAPI 3.1)"
+    )
+    command.set_defaults(command=_openapi)
     return parser
 
 
@@ -363,4 +368,11 @@ def _check_config(options: argparse.Namespace) -> int:
     for name, value in shown.items():
         text = ",".join(map(str, value)) if isinstance(value, list) else value
         print(f"{PREFIX}{name.upper()}={text}")
+    return 0
+
+
+def _openapi(_: argparse.Namespace) -> int:
+    from gateway.api.catalogue import document  # not above: see _serve
+
+    print(json.dumps(document(), indent=2))
     return 0

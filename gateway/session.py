@@ -16,7 +16,8 @@ from gateway.errors import BadSessionId
 SessionId = NewType("SessionId", str)
 
 #: A DNS label (RFC 1123), so that ``<id>.<preview_domain>`` is a host name.
-_ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{6,38}[a-z0-9])")
+SESSION_ID_PATTERN: Final = "^[a-z0-9][a-z0-9-]{6,38}[a-z0-9]$"
+_ID: Final = re.compile(SESSION_ID_PATTERN)
 #: The name of every cookie of the gateway's own begins so, behind ``__Host-`` or ``__Secure-``
 #: where it has one. Dev servers neither see nor set such cookies.
 COOKIE_PREFIX: Final = "preview-gateway-"
@@ -181,6 +182,8 @@ class Session:
     idle_ms: int = 0
     #: Only the id is taken: there is nothing to start yet.
     reserved: bool = False
+    #: Somebody has deleted it: nothing is left but its end.
+    forgotten: bool = False
     metadata: str = "{}"
     reason: str = ""
     log_tail: str = ""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from aiohttp import web
 
-from gateway import __version__
 from gateway.api.bodies import body_middleware
 from gateway.api.call_log import call_log_middleware
+from gateway.api.catalogue import DocumentApi, add_routes
 from gateway.api.compat import CompatApi
 from gateway.api.cors import cors_middleware
 from gateway.api.creation import Creation
@@ -18,10 +16,11 @@ from gateway.api.dashboard import Dashboard
 from gateway.api.events import EventStreams
 from gateway.api.files import FilesApi
 from gateway.api.gate import Gate
+from gateway.api.health import Health, ReplicasApi
 from gateway.api.links import LinksApi
 from gateway.api.lookup import Lookup
 from gateway.api.notes import NotesApi
-from gateway.api.problems import OLDER_SHAPES, problem_middleware
+from gateway.api.problems import problem_middleware
 from gateway.api.sessions import SessionApi
 from gateway.api.tickets import Tickets
 from gateway.lifecycle import Lifecycle
@@ -30,34 +29,6 @@ from gateway.session import Recipe
 from gateway.settings import Settings
 from gateway.signing import Signer
 from gateway.tokens import Tokens
-
-
-class Health:
-    """Liveness and readiness. A registry that is away does not make a replica unready: all
-    replicas would leave together, and with them every preview that still works.
-    """
-
-    def __init__(self) -> None:
-        self.ready = False
-        #: Set when the replica shuts down; ends every event stream.
-        self.closing = asyncio.Event()
-
-    def routes(self) -> list[web.RouteDef]:
-        """``/livez`` and ``/readyz``."""
-        return [
-            web.get("/livez", self.livez),
-            web.get("/readyz", self.readyz),
-        ]
-
-    async def livez(self, _: web.Request) -> web.Response:
-        """The process answers."""
-        return web.json_response({"status": "ok", "version": __version__})
-
-    async def readyz(self, _: web.Request) -> web.Response:
-        """Traffic may come."""
-        if self.ready:
-            return web.json_response({"status": "ready"})
-        return web.json_response({"status": "draining"}, status=503)
 
 
 def make_application(
@@ -109,16 +80,10 @@ def make_application(
         notes=notes,
         streams=streams,
     )
-    for part in (health, sessions, files, notes, links, tickets, compat, Dashboard()):
-        application.add_routes(part.routes())
-    application[OLDER_SHAPES] = compat.shapes()
-
-    async def replicas(_: web.Request) -> web.Response:
-        found: list[dict[str, Any]] = [
-            {"id": replica.id, "incarnation": replica.incarnation, "url": replica.url}
-            for replica in await registry.replicas()
-        ]
-        return web.json_response({"replicas": found})
-
-    application.router.add_get("/api/v1/replicas", replicas, allow_head=False)
+    replicas = ReplicasApi(registry)
+    add_routes(
+        application,
+        (sessions, files, notes, links, tickets, replicas, health, DocumentApi(), compat),
+    )
+    application.add_routes(Dashboard().routes())
     return application

@@ -6,14 +6,15 @@ time share a budget: many large ones at once are refused, not piled up in memory
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from dataclasses import dataclass
+from typing import Final, TypeVar
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 from pydantic import BaseModel, ValidationError
 
-from gateway.api.problems import Handler
+from gateway.api.complaints import complaints
+from gateway.api.problems import Handler, UnsupportedMediaType
 from gateway.errors import BadRequest, GatewayError, PayloadTooLarge
 from gateway.settings import PREFIX
 
@@ -23,15 +24,11 @@ ModelT = TypeVar("ModelT", bound=BaseModel)
 SMALL_BODY_BYTES: Final = 256 * 1024
 #: How many bodies of the largest size may be under way.
 _BODIES_AT_ONCE: Final = 4
-_ARCHIVE_TYPES: Final = frozenset({"application/gzip", "application/x-gzip"})
-
-
-class UnsupportedMediaType(BadRequest):
-    """The content of a call is not declared as what the call takes."""
-
-    status = 415
-    code = "unsupported_media_type"
-    title = "Unsupported media type"
+#: What aiohttp takes off, a part at a time: what comes out is what is counted.
+_CODINGS: Final = ("gzip", "deflate", "identity")
+JSON_TYPE: Final = "application/json"
+ARCHIVE_TYPE: Final = "application/gzip"
+_ARCHIVE_TYPES: Final = frozenset({ARCHIVE_TYPE, "application/x-gzip"})
 
 
 class Overloaded(GatewayError):
@@ -77,15 +74,33 @@ def body_middleware(max_body_bytes: int) -> Middleware:
     return BodyBudget(max_body_bytes).middleware
 
 
-async def parse_body(
-    request: web.Request, model: type[ModelT], *, with_files: bool = False
-) -> ModelT:
-    """The request's JSON body as a model. Raises BadRequest that names each wrong field."""
-    if request.content_type != "application/json":
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """Files as tar.gz: what some calls take instead of JSON."""
+
+    data: bytes
+
+
+async def read_body(
+    request: web.Request, model: type[ModelT], *, with_files: bool, or_archive: bool
+) -> ModelT | Archive:
+    """The request's body. Raises BadRequest that names each wrong field.
+
+    ``with_files``: it may be large. ``or_archive``: it may be a tar.gz.
+    """
+    if request.headers.get("Content-Encoding", "identity").lower() not in _CODINGS:
+        raise UnsupportedMediaType(
+            f"send the body without a Content-Encoding, or with one of {', '.join(_CODINGS)}",
+            Accept_Encoding=", ".join(_CODINGS),
+        )
+    if or_archive and request.content_type in _ARCHIVE_TYPES:
+        return Archive(await _read(request, with_files=True))
+    if request.content_type != JSON_TYPE:
         # Also keeps foreign pages out: a form or a text/plain POST needs no CORS preflight.
         raise UnsupportedMediaType(
-            "send the body as JSON, with Content-Type: application/json"
-            + (", or files as tar.gz, with Content-Type: application/gzip" if with_files else "")
+            f"send the body as JSON, with Content-Type: {JSON_TYPE}"
+            + (f", or files as tar.gz, with Content-Type: {ARCHIVE_TYPE}" if or_archive else ""),
+            Accept=f"{JSON_TYPE}, {ARCHIVE_TYPE}" if or_archive else JSON_TYPE,
         )
     return validated(model, await _read(request, with_files=with_files))
 
@@ -95,18 +110,7 @@ def validated(model: type[ModelT], text: bytes | str) -> ModelT:
     try:
         return model.model_validate_json(text)
     except ValidationError as exc:
-        errors = exc.errors(include_url=False, include_input=False)[:10]
-        raise BadRequest("; ".join(map(_complaint, errors))) from exc
-
-
-def is_archive(request: web.Request) -> bool:
-    """Whether the body is declared as a tar.gz."""
-    return request.content_type in _ARCHIVE_TYPES
-
-
-async def read_archive(request: web.Request) -> bytes:
-    """The body of a call that sends files as tar.gz."""
-    return await _read(request, with_files=True)
+        raise BadRequest(complaints(exc, "field")) from exc
 
 
 async def _read(request: web.Request, *, with_files: bool) -> bytes:
@@ -131,10 +135,3 @@ def _too_large(limit: int, *, with_files: bool) -> PayloadTooLarge:
             "send fewer or smaller files"
         )
     return PayloadTooLarge(f"the body is larger than the {limit} bytes that this call takes")
-
-
-def _complaint(error: Mapping[str, Any]) -> str:
-    place = ".".join(str(part) for part in error["loc"]) or "body"
-    if error["type"] == "extra_forbidden":
-        return f"{place[:200]}: there is no such field; leave it out"
-    return f"{place[:200]}: {error['msg'][:300]}"

@@ -16,22 +16,19 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import JsonValue
 
-from gateway.api.bodies import parse_body
-from gateway.api.creation import Creation
-from gateway.api.events import SOURCE, EventStreams, entry_id, event_block
+from gateway.api import older
+from gateway.api.creation import CREATION_PROBLEMS, Creation
+from gateway.api.events import LAST_EVENT_ID, SOURCE, EventStreams, event_block
 from gateway.api.gate import caller_of
-from gateway.api.lookup import Lookup, session_id_of
+from gateway.api.lookup import Lookup
 from gateway.api.notes import NotesApi
+from gateway.api.operation import ADMINS, TICKETED, Answer, Call, operation
 from gateway.api.problems import SESSION_ID, OlderShape
-from gateway.api.schemas import (
-    EVENT_TYPE,
-    CreateSession,
-    SourceFile,
-    encode_metadata,
-    merged,
-)
+from gateway.api.query import AnyQuery, OlderStreamQuery
+from gateway.api.schemas import encode_metadata, merged
+from gateway.errors import BadSessionId, SessionEnded, SessionNotFound
 from gateway.lifecycle import Lifecycle
 from gateway.registry.base import Registry, StreamEvent
 from gateway.session import (
@@ -45,79 +42,25 @@ from gateway.session import (
 )
 from gateway.settings import Settings
 
+OLDER: Final = "older shapes"
 _STOP_REASON: Final = "stopped by request"
 
 
-class _Older(BaseModel):
-    """Fields that are not known are of no interest: callers send many."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
-
-
-class _File(_Older):
-    path: str
-    content: str
+def _kontext_error(request: web.Request, problem: Mapping[str, Any]) -> dict[str, Any]:
+    return older.PreviewRefusal(
+        error=problem["detail"],
+        sessionId=request.get(SESSION_ID),
+        retries=0,  # waiting is done here, without any
+    ).model_dump()
 
 
-class _Sources(_Older):
-    """A project; ``files`` is a list, or an object from path to content."""
-
-    files: list[_File] | dict[str, str]
-    packageJson: dict[str, JsonValue] | str | None = None  # noqa: N815 - the shape is given
-
-    def to_create(self, session_id: str | None) -> CreateSession:
-        """The call of today."""
-        files = self.files
-        if isinstance(files, dict):
-            listed = [SourceFile(path=path, content=content) for path, content in files.items()]
-        else:
-            listed = [SourceFile(path=file.path, content=file.content) for file in files]
-        package = self.packageJson
-        if package is not None:
-            # Callers of this shape send package.json in both places; the separate one counts.
-            listed = [file for file in listed if file.path != "package.json"]
-        if isinstance(package, str):
-            listed.append(SourceFile(path="package.json", content=package))
-            package = None
-        return CreateSession(id=session_id, files=listed, package_json=package)
+def _coded_error(request: web.Request, problem: Mapping[str, Any]) -> dict[str, Any]:
+    session_id = request.match_info.get("id") or request.get(SESSION_ID)
+    return older.Refusal(error=problem["code"], session_id=session_id).model_dump()
 
 
-class _Preview(_Sources):
-    sessionId: str | None = None  # noqa: N815
-
-
-class _Event(_Older):
-    type: str = Field(pattern=EVENT_TYPE)
-    t: float | str | None = Field(default=None, union_mode="left_to_right")
-    data: JsonValue = None
-
-
-class _PostEvent(_Older):
-    session_id: str
-    event: _Event
-
-
-class _Experiment(_Older):
-    experiment_id: str | int
-
-
-class _Create(_Older):
-    session_id: str | None = None
-    user_id: str | int | None = None
-
-
-class _Interaction(_Older):
-    prompt: str
-    response: str
-
-
-class _Start(_Create):
-    files: list[_File] | dict[str, str] | None = None
-    packageJson: dict[str, JsonValue] | str | None = None  # noqa: N815
-
-
-class _Stop(_Older):
-    session_id: str
+_KONTEXT: Final = OlderShape(older.PreviewRefusal, _kontext_error)
+_CODED: Final = OlderShape(older.Refusal, _coded_error)
 
 
 class CompatApi:
@@ -142,60 +85,39 @@ class CompatApi:
         self._notes = notes
         self._streams = streams
 
-    def routes(self) -> list[web.RouteDef]:
-        """The routes of these calls."""
-        return [
-            web.post("/kontext/preview", self.preview),
-            web.post("/api/v1/session/event", self.event),
-            web.post("/api/v1/session/{id}/experiment", self.experiment),
-            web.post("/session/create", self.create),
-            web.post("/session/{id}/interactions", self.interaction),
-            web.post("/sessions/start", self.start),
-            web.post("/sessions/stop", self.stop),
-            web.post("/api/v1/interview/start", self.start_interview),
-            web.get("/api/v1/interview/{id}/stream", self.interview_stream, allow_head=False),
-            web.get("/api/v1/interview/{id}/status", self.interview_status, allow_head=False),
-        ]
-
-    @staticmethod
-    def shapes() -> dict[str, OlderShape]:
-        """By route, what an error has besides the members of a problem document."""
-        others = (
-            "/api/v1/session/event",
-            "/api/v1/session/{id}/experiment",
-            "/session/create",
-            "/session/{id}/interactions",
-            "/sessions/start",
-            "/sessions/stop",
-            "/api/v1/interview/start",
-            "/api/v1/interview/{id}/stream",
-            "/api/v1/interview/{id}/status",
-        )
-        return {"/kontext/preview": _kontext_error, **dict.fromkeys(others, _coded_error)}
-
     # -- previews --------------------------------------------------------------------------------
 
-    async def preview(self, request: web.Request) -> web.Response:
-        """``{success, sessionId, previewUrl, wsUrl}``; the preview can be opened on any replica.
+    @operation(
+        "createPreview",
+        "POST",
+        "/kontext/preview",
+        tag=OLDER,
+        scopes=ADMINS,
+        answers={200: Answer("Where it is.", older.PreviewAnswer, session_at="/sessionId")},
+        problems=CREATION_PROBLEMS,
+        with_files=True,
+        shape=_KONTEXT,
+    )
+    async def preview(self, call: Call[AnyQuery, older.PreviewBody]) -> web.Response:
+        """Create a preview, which can be opened on any replica.
 
-        Errors have ``{success: false, error, sessionId, retries}``, too, as has the 404 of a
+        Errors have `{success: false, error, sessionId, retries}`, too, as has the 404 of a
         preview that does not exist.
         """
-        body = await parse_body(request, _Preview, with_files=True)
+        request, body = call.request, call.body
         request[SESSION_ID] = body.sessionId
         session = await self._created(request, body, body.sessionId)
         urls = self._lookup.urls(request)
-        return web.json_response(
-            {
-                "success": True,
-                "sessionId": session.id,
-                "previewUrl": urls.preview(session.id),
-                "wsUrl": urls.hmr(session.id),
-            }
+        return call.answer(
+            older.PreviewAnswer(
+                sessionId=session.id,
+                previewUrl=urls.preview(session.id),
+                wsUrl=urls.hmr(session.id),
+            )
         )
 
     async def _created(
-        self, request: web.Request, sources: _Sources, session_id: str | None
+        self, request: web.Request, sources: older.Sources, session_id: str | None
     ) -> Session:
         create = sources.to_create(session_id)
         caller = caller_of(request)
@@ -203,23 +125,41 @@ class CompatApi:
 
     # -- events and experiments ------------------------------------------------------------------
 
-    async def event(self, request: web.Request) -> web.Response:
-        """``{success, session_id, event_id, late}``; waits for a session under way."""
-        body = await parse_body(request, _PostEvent)
-        session_id = _named(request, body.session_id)
-        event = body.event
+    @operation(
+        "logEvent",
+        "POST",
+        "/api/v1/session/event",
+        tag=OLDER,
+        scopes=ADMINS,
+        answers={200: Answer("It is kept.", older.EventAnswer)},
+        problems=(BadSessionId, SessionNotFound, SessionEnded),
+        shape=_CODED,
+    )
+    async def event(self, call: Call[AnyQuery, older.PostedEvent]) -> web.Response:
+        """Log an event; waits for a session under way."""
+        session_id = _named(call.request, call.body.session_id)
+        event = call.body.event
         noted = await self._notes.note(session_id, event.type, event.data, t=event.t)
-        return web.json_response(
-            {"success": True, "session_id": session_id, "event_id": noted.id, "late": noted.late}
+        return call.answer(
+            older.EventAnswer(session_id=session_id, event_id=noted.id, late=noted.late)
         )
 
-    async def experiment(self, request: web.Request) -> web.Response:
-        """``{success, session_id, experiment_id}``; waits for a session under way.
+    @operation(
+        "setExperiment",
+        "POST",
+        "/api/v1/session/{id}/experiment",
+        tag=OLDER,
+        scopes=ADMINS,
+        answers={200: Answer("It is kept.", older.ExperimentAnswer)},
+        problems=(SessionNotFound, SessionEnded),
+        shape=_CODED,
+    )
+    async def experiment(self, call: Call[AnyQuery, older.ExperimentBody]) -> web.Response:
+        """Set an experiment id; waits for a session under way.
 
-        The id becomes the member ``experiment_id`` of the session's metadata.
+        The id becomes the member `experiment_id` of the session's metadata.
         """
-        session_id = session_id_of(request)
-        body = await parse_body(request, _Experiment)
+        session_id, body = call.session_id, call.body
         await self._lookup.known(session_id, seconds=self._settings.event_wait_seconds)
 
         def with_experiment(text: str) -> str:
@@ -227,63 +167,108 @@ class CompatApi:
             return encode_metadata(merged(json.loads(text), patch))
 
         await self._registry.patch(session_id, metadata=with_experiment)
-        return web.json_response(
-            {"success": True, "session_id": session_id, "experiment_id": body.experiment_id}
+        return call.answer(
+            older.ExperimentAnswer(session_id=session_id, experiment_id=body.experiment_id)
         )
 
     # -- sessions without content ----------------------------------------------------------------
 
-    async def create(self, request: web.Request) -> web.Response:
-        """``{session_id}``: stored when this answers. An id that exists already is accepted."""
-        body = await parse_body(request, _Create)
-        session = await self._reserved(request, body)
-        return web.json_response({"session_id": session.id})
+    @operation(
+        "reserveSession",
+        "POST",
+        "/session/create",
+        tag=OLDER,
+        scopes=ADMINS,
+        answers={200: Answer("It is stored.", older.CreateAnswer, session_at="/session_id")},
+        problems=(BadSessionId,),
+        shape=_CODED,
+    )
+    async def create(self, call: Call[AnyQuery, older.CreateBody]) -> web.Response:
+        """Create a session without content: stored when this answers.
 
-    async def _reserved(self, request: web.Request, body: _Create) -> Session:
+        An id that exists already is accepted.
+        """
+        session = await self._reserved(call.request, call.body)
+        return call.answer(older.CreateAnswer(session_id=session.id))
+
+    async def _reserved(self, request: web.Request, body: older.CreateBody) -> Session:
         session_id = _named(request, body.session_id)
         metadata: dict[str, JsonValue] = {}
         if body.user_id is not None:
             metadata["user_id"] = body.user_id
         return await self._creation.reserve(session_id, encode_metadata(metadata))
 
-    async def interaction(self, request: web.Request) -> web.Response:
-        """``{session_id, interaction_id}``: kept in the stream of a session that is stored.
+    @operation(
+        "addInteraction",
+        "POST",
+        "/session/{id}/interactions",
+        tag=OLDER,
+        scopes=ADMINS,
+        answers={200: Answer("It is kept.", older.InteractionAnswer)},
+        problems=(SessionNotFound, SessionEnded),
+        shape=_CODED,
+    )
+    async def interaction(self, call: Call[AnyQuery, older.InteractionBody]) -> web.Response:
+        """Keep an interaction in the stream of a session that is stored, as `interaction`.
 
         Waits for a session under way; 404 then: nothing refers to a session that does not exist.
         """
-        session_id = session_id_of(request)
-        body = await parse_body(request, _Interaction)
-        data: JsonValue = {"prompt": body.prompt, "response": body.response}
-        noted = await self._notes.note(session_id, "interaction", data)
-        return web.json_response({"session_id": session_id, "interaction_id": noted.id})
+        data: JsonValue = {"prompt": call.body.prompt, "response": call.body.response}
+        noted = await self._notes.note(call.session_id, "interaction", data)
+        return call.answer(
+            older.InteractionAnswer(session_id=call.session_id, interaction_id=noted.id)
+        )
 
     # -- start and stop --------------------------------------------------------------------------
 
-    async def start(self, request: web.Request) -> web.Response:
-        """``{status: "session_started", data: {session_id}}``; begun at once if files came."""
-        body = await parse_body(request, _Start, with_files=True)
+    @operation(
+        "startSession",
+        "POST",
+        "/sessions/start",
+        tag=OLDER,
+        scopes=ADMINS,
+        answers={200: Answer("It is stored.", older.StartAnswer, session_at="/data/session_id")},
+        problems=CREATION_PROBLEMS,
+        with_files=True,
+        shape=_CODED,
+    )
+    async def start(self, call: Call[AnyQuery, older.StartBody]) -> web.Response:
+        """Start a session; begun at once if files came."""
+        request, body = call.request, call.body
         if body.files is None:
             session = await self._reserved(request, body)
         else:
-            sources = _Sources(files=body.files, packageJson=body.packageJson)
+            sources = older.Sources(files=body.files, packageJson=body.packageJson)
             session = await self._created(request, sources, body.session_id)
             request[SESSION_ID] = session.id
-        return web.json_response({"status": "session_started", "data": {"session_id": session.id}})
+        return call.answer(older.StartAnswer(data=older.CreateAnswer(session_id=session.id)))
 
-    async def stop(self, request: web.Request) -> web.Response:
-        """200 for every session that exists or existed; 404 ``session_not_found`` for others."""
-        body = await parse_body(request, _Stop)
-        session_id = _named(request, body.session_id)
+    @operation(
+        "endSession",
+        "POST",
+        "/sessions/stop",
+        tag=OLDER,
+        scopes=ADMINS,
+        answers={200: Answer("It has ended.", older.StopAnswer)},
+        problems=(BadSessionId, SessionNotFound),
+        shape=_CODED,
+    )
+    async def stop(self, call: Call[AnyQuery, older.StopBody]) -> web.Response:
+        """Stop a session.
+
+        200 for every session that exists or existed; 404 `session_not_found` only if it never did.
+        """
+        session_id = _named(call.request, call.body.session_id)
         before = await self._registry.session(session_id)
         session, already = await self._lifecycle.stop(session_id, reason=_STOP_REASON)
-        data: dict[str, Any] = {
-            "session_id": session.id,
-            "stopped_via": "already_stopped" if already else "request",
-            "was_orphaned": before is not None and await self._is_orphaned(before),
-        }
-        if already:
-            data["note"] = f"it was {session.state}: {session.reason or 'no reason given'}"
-        return web.json_response({"status": "session_stopped", "data": data})
+        note = f"it was {session.state}: {session.reason or 'no reason given'}" if already else None
+        data = older.Stopped(
+            session_id=session.id,
+            stopped_via="already_stopped" if already else "request",
+            was_orphaned=before is not None and await self._is_orphaned(before),
+            note=note,
+        )
+        return call.answer(older.StopAnswer(data=data))
 
     async def _is_orphaned(self, session: Session) -> bool:
         """Whether the replica that was to run the session's dev server is gone."""
@@ -292,36 +277,67 @@ class CompatApi:
 
     # -- interviews ------------------------------------------------------------------------------
 
-    async def start_interview(self, request: web.Request) -> web.Response:
-        """``{session_id, task_id}``, one and the same id, reserved when this answers."""
-        body = await parse_body(request, _Create)
-        session = await self._reserved(request, body)
-        return web.json_response({"session_id": session.id, "task_id": session.id})
+    @operation(
+        "startInterview",
+        "POST",
+        "/api/v1/interview/start",
+        tag=OLDER,
+        scopes=ADMINS,
+        answers={200: Answer("It is stored.", older.InterviewAnswer, session_at="/session_id")},
+        problems=(BadSessionId,),
+        shape=_CODED,
+    )
+    async def start_interview(self, call: Call[AnyQuery, older.CreateBody]) -> web.Response:
+        """Start an interview: one and the same id, reserved when this answers."""
+        session = await self._reserved(call.request, call.body)
+        return call.answer(older.InterviewAnswer(session_id=session.id, task_id=session.id))
 
-    async def interview_stream(self, request: web.Request) -> web.StreamResponse:
-        """Server-sent events, as posted to the session: ``ai_response``, ``transcription``, ...
+    @operation(
+        "streamInterview",
+        "GET",
+        "/api/v1/interview/{id}/stream",
+        tag=OLDER,
+        scopes=TICKETED,
+        answers={200: Answer("The stream.", media="text/event-stream")},
+        problems=(SessionNotFound, SessionEnded),
+        fields=(LAST_EVENT_ID,),
+        by_ticket=True,
+        shape=_CODED,
+    )
+    async def interview_stream(self, call: Call[OlderStreamQuery, None]) -> web.StreamResponse:
+        """Listen to an interview.
 
-        ``status`` tells the session's states; the end is ``complete``, or ``error`` if it failed.
-        Opened early, it waits for the session.
+        Server-sent events: what is posted to the session, under its own type (`ai_response`,
+        `transcription`, ...); `status` for the session's states; `complete`, or `error` if it
+        failed, at the end. Opened early, it waits for the session.
         """
-        session_id = session_id_of(request)
-        after = entry_id(request.headers.get("Last-Event-ID") or "0")
-        await self._lookup.known(session_id, seconds=self._settings.stream_wait_seconds)
+        after = call.field(LAST_EVENT_ID) or "0"
+        await self._lookup.known(call.session_id, seconds=self._settings.stream_wait_seconds)
         return await self._streams.respond(
-            request, session_id, after=after, encode=_encode_interview
+            call.request, call.session_id, after=after, encode=_encode_interview
         )
 
-    async def interview_status(self, request: web.Request) -> web.Response:
-        """``{session_id, task_id, status, reason}``; waits for a session under way."""
-        session = await self._lookup.known(session_id_of(request))
-        return web.json_response(
-            {
-                "session_id": session.id,
-                "task_id": session.id,
-                "status": session.state,
-                "ended": session.state in ENDED,
-                "reason": session.reason,
-            }
+    @operation(
+        "getInterviewStatus",
+        "GET",
+        "/api/v1/interview/{id}/status",
+        tag=OLDER,
+        scopes=ADMINS,
+        answers={200: Answer("Where it stands.", older.InterviewStatus)},
+        problems=(SessionNotFound, SessionEnded),
+        shape=_CODED,
+    )
+    async def interview_status(self, call: Call[AnyQuery, None]) -> web.Response:
+        """Read where an interview stands; waits for a session under way."""
+        session = await self._lookup.known(call.session_id)
+        return call.answer(
+            older.InterviewStatus(
+                session_id=session.id,
+                task_id=session.id,
+                status=session.state,
+                ended=session.state in ENDED,
+                reason=session.reason,
+            )
         )
 
 
@@ -344,17 +360,3 @@ def _encode_interview(event: StreamEvent) -> bytes:
         shown = {"status": data["state"], "reason": data["reason"]}
         return event_block(kind, shown, entry=event.id)
     return b""
-
-
-def _kontext_error(request: web.Request, problem: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "success": False,
-        "error": problem["detail"],
-        "sessionId": request.get(SESSION_ID),
-        "retries": 0,  # waiting is done here, without any
-    }
-
-
-def _coded_error(request: web.Request, problem: Mapping[str, Any]) -> dict[str, Any]:
-    session_id = request.match_info.get("id") or request.get(SESSION_ID)
-    return {"error": problem["code"], "session_id": session_id}

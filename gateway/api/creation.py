@@ -10,12 +10,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final
 
-from aiohttp import web
-
 from gateway import archive
+from gateway.api.operation import HeaderField
 from gateway.api.schemas import CreateSession, encode_metadata
 from gateway.api.targets import parse_target, resolve_target
-from gateway.errors import BadRequest, GatewayError, SessionConflict
+from gateway.errors import (
+    BadFiles,
+    BadRequest,
+    BadSessionId,
+    GatewayError,
+    LimitReached,
+    SessionConflict,
+    TargetRefused,
+    UnsupportedProject,
+)
 from gateway.lifecycle import Lifecycle
 from gateway.registry.base import Charge, Limits, NewSession, Registered, Registry
 from gateway.session import (
@@ -29,8 +37,6 @@ from gateway.session import (
 from gateway.settings import Settings
 from gateway.tokens import ANYBODY, Caller, Scope
 
-_LONGEST_KEY: Final = 255
-
 
 class KeyReused(GatewayError):
     """An Idempotency-Key came again, with another body."""
@@ -40,16 +46,30 @@ class KeyReused(GatewayError):
     title = "Idempotency-Key used for another call"
 
 
-def idempotency_key(request: web.Request, caller: Caller) -> str:
+#: What can go wrong as a session is made.
+CREATION_PROBLEMS: Final = (
+    BadSessionId,
+    BadFiles,
+    UnsupportedProject,
+    TargetRefused,
+    SessionConflict,
+    LimitReached,
+)
+IDEMPOTENCY_KEY: Final = HeaderField(
+    "Idempotency-Key",
+    pattern=r"^[!-~]([ -~]{0,253}[!-~])?$",
+    meaning="up to 255 printable ASCII characters that tell this call from others",
+    example="b0e36f9c",
+)
+
+
+def idempotency_key(key: str | None, caller: Caller) -> str:
     """What tells one create call from another; "" if the caller sends no ``Idempotency-Key``.
 
     Keys of different callers do not meet; those of one caller last through a change of its token.
     """
-    key = request.headers.get("Idempotency-Key")
     if key is None:
         return ""
-    if not (key.isascii() and key.isprintable() and 0 < len(key) <= _LONGEST_KEY):
-        raise BadRequest(f"Idempotency-Key: send up to {_LONGEST_KEY} printable ASCII characters")
     return hashlib.sha256(f"{caller.scope}:{caller.name}:{key}".encode()).hexdigest()
 
 

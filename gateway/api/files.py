@@ -9,17 +9,27 @@ from typing import Final
 from aiohttp import web
 
 from gateway import archive
-from gateway.api import query
-from gateway.api.bodies import is_archive, parse_body, read_archive
+from gateway.api.bodies import ARCHIVE_TYPE, Archive
 from gateway.api.creation import Creation
-from gateway.api.lookup import Lookup, check_has_files, check_is_live, session_id_of
-from gateway.api.schemas import PatchFiles, PutFiles, SourceFile
-from gateway.errors import BadRequest, RevisionConflict, SessionEnded
+from gateway.api.lookup import Lookup, check_has_files, check_is_live
+from gateway.api.operation import MANAGERS, Answer, Call, operation
+from gateway.api.query import EditQuery, FilesQuery, PatchFilesQuery
+from gateway.api.schemas import PatchFiles, PutFiles
+from gateway.api.views import EditView, FilesView, FileView
+from gateway.errors import (
+    BadFiles,
+    BadRequest,
+    LimitReached,
+    RevisionConflict,
+    SessionEnded,
+    SessionNotFound,
+)
 from gateway.lifecycle import Lifecycle
 from gateway.registry.base import Registry
-from gateway.session import ENDED, Session
+from gateway.session import ENDED, Session, SessionId
 
-_LARGEST_REVISION: Final = 2**53
+FILES: Final = "/api/v1/sessions/{id}/files"
+EDIT_PROBLEMS: Final = (BadFiles, SessionNotFound, RevisionConflict, SessionEnded, LimitReached)
 #: Whoever loses this often has lost to as many others who edited.
 _MOST_ROUNDS: Final = 20
 
@@ -41,103 +51,126 @@ class FilesApi:
         self._creation = creation
         self._check_files = creation.check_files
 
-    def routes(self) -> list[web.RouteDef]:
-        """The routes of these calls."""
-        address = "/api/v1/sessions/{id}/files"
-        return [
-            web.get(address, self.get, allow_head=False),
-            web.patch(address, self.patch),
-            web.put(address, self.put),
-        ]
+    @operation(
+        "getFiles",
+        "GET",
+        FILES,
+        tag="files",
+        scopes=MANAGERS,
+        answers={
+            200: Answer(
+                "All files; an archive with `?format=tar.gz`.",
+                FilesView,
+                also=(ARCHIVE_TYPE,),
+                fields={"ETag": "The revision."},
+            )
+        },
+        problems=(SessionNotFound, SessionEnded),
+    )
+    async def get(self, call: Call[FilesQuery, None]) -> web.Response:
+        """Read all files.
 
-    async def get(self, request: web.Request) -> web.Response:
-        """All files, as JSON, or with ``?format=tar.gz`` as an archive; ``ETag`` is the revision.
-
-        Those of an ended session are there until its tombstone goes; 410 once they are deleted.
+        `ETag` is the revision. Files of an ended session are there until its tombstone goes, or
+        until it is deleted (410).
         """
-        form = query.choice(request, "format", ("json", "tar.gz"))
-        session = await self._lookup.known(session_id_of(request))
+        session = await self._lookup.known(call.session_id)
         check_has_files(session)
         # Read after the revision: at worst newer, so that an edit based on it is refused.
         files = await self._registry.files(session.id)
         if not files and session.state in ENDED:
             raise SessionEnded(session.id, state=session.state, reason="its files are deleted")
         headers = {"ETag": f'"{session.revision}"'}
-        if form == "tar.gz":
+        if call.query.format == "tar.gz":
             packed = await asyncio.to_thread(archive.pack, files)
             headers["Content-Disposition"] = f'attachment; filename="{session.id}.tar.gz"'
-            return web.Response(body=packed, content_type="application/gzip", headers=headers)
-        listed = [SourceFile.of(path, content) for path, content in sorted(files.items())]
-        return web.json_response(
-            {
-                "id": session.id,
-                "revision": session.revision,
-                "files": [file.model_dump() for file in listed],
-            },
-            headers=headers,
-        )
+            return call.content(packed, ARCHIVE_TYPE, headers=headers)
+        listed = [FileView.of(path, content) for path, content in sorted(files.items())]
+        view = FilesView(id=session.id, revision=session.revision, files=listed)
+        return call.answer(view, headers=headers)
 
-    async def patch(self, request: web.Request) -> web.Response:
-        """Hot edit: write some files, delete others; answers the new revision.
+    @operation(
+        "patchFiles",
+        "PATCH",
+        FILES,
+        tag="files",
+        scopes=MANAGERS,
+        answers={200: Answer("The new revision.", EditView)},
+        problems=EDIT_PROBLEMS,
+        with_files=True,
+    )
+    async def patch(self, call: Call[PatchFilesQuery, PatchFiles | Archive]) -> web.Response:
+        """Write some files, delete others.
 
-        As tar.gz: its files are written, ``?delete=`` names those to delete, ``?baseRevision=`` is
-        the revision that the edit is based on. 409 with ``currentRevision`` if that is not current.
+        409 `revision_conflict` with `currentRevision` if `baseRevision` is not current; 410
+        `session_ended`. As tar.gz: its files are written, `?delete=` (any number of times) names
+        those to delete.
         """
-        if is_archive(request):
-            write = await self._creation.unpacked(await read_archive(request))
-            body = PatchFiles(delete=request.query.getall("delete", []))
-            base = _base_revision(request)
+        base = _base_revision(call)
+        delete = list(call.query.delete)
+        if isinstance(call.body, Archive):
+            write = await self._creation.unpacked(call.body.data)
         else:
-            body = await parse_body(request, PatchFiles, with_files=True)
-            write, base = body.contents(), body.base_revision
-        if not write and not body.delete:
+            write = call.body.contents()
+            delete += call.body.delete
+        if not write and not delete:
             raise BadRequest("nothing to `write` and nothing to `delete`")
-        session = await self._editable(request)
-        self._check_files(dict.fromkeys(body.delete, b""))
+        session = await self._editable(call.session_id)
+        self._check_files(dict.fromkeys(delete, b""))
         self._check_files(write)
         # Deleted before written, as the registry does it: a file may become a folder.
         files = await self._registry.files(session.id)
-        for path in body.delete:
+        for path in delete:
             files.pop(path, None)
         self._check_files(files | write)
         await self._creation.charge(session.creator, session.id, files | write, creates=False)
-        return _answer(await self._edit(session, write, body.delete, base))
+        return call.answer(_edited(await self._edit(session, write, delete, base)))
 
-    async def put(self, request: web.Request) -> web.Response:
-        """Replace all files by these (JSON or tar.gz); answers the new revision.
+    @operation(
+        "putFiles",
+        "PUT",
+        FILES,
+        tag="files",
+        scopes=MANAGERS,
+        answers={200: Answer("The new revision.", EditView)},
+        problems=EDIT_PROBLEMS,
+        with_files=True,
+    )
+    async def put(self, call: Call[EditQuery, PutFiles | Archive]) -> web.Response:
+        """Replace all files.
 
-        A file that stays the same is not written, so that no dev server takes notice of it.
+        These files instead of all that are there, in one step. Files that stay the same are not
+        written, so that no dev server takes notice of them.
         """
-        if is_archive(request):
-            files = await self._creation.unpacked(await read_archive(request))
-            base = _base_revision(request)
+        base = _base_revision(call)
+        if isinstance(call.body, Archive):
+            files = await self._creation.unpacked(call.body.data)
         else:
-            body = await parse_body(request, PutFiles, with_files=True)
-            files, base = body.contents(), body.base_revision
+            files = call.body.contents()
         if not files:
             raise BadRequest("send the `files`, or delete the session")
         self._check_files(files)
         current = 0
         for _ in range(_MOST_ROUNDS):
-            session = await self._editable(request)
+            session = await self._editable(call.session_id)
             if base is not None and base != session.revision:
                 raise RevisionConflict(session.revision)
             present = await self._registry.files(session.id)
             write = {path: text for path, text in files.items() if present.get(path) != text}
             delete = [path for path in present if path not in files]
             if not write and not delete:
-                return _answer(session)
+                return call.answer(_edited(session))
             await self._creation.charge(session.creator, session.id, files, creates=False)
             try:
-                return _answer(await self._edit(session, write, delete, session.revision))
+                edited = await self._edit(session, write, delete, session.revision)
+                return call.answer(_edited(edited))
             except RevisionConflict as exc:
                 if base is not None:
                     raise
                 current = exc.current
         raise RevisionConflict(current)
 
-    async def _editable(self, request: web.Request) -> Session:
-        session = await self._lookup.known(session_id_of(request))
+    async def _editable(self, session_id: SessionId) -> Session:
+        session = await self._lookup.known(session_id)
         check_has_files(session)
         check_is_live(session)
         return session
@@ -150,13 +183,16 @@ class FilesApi:
         )
 
 
-def _base_revision(request: web.Request) -> int | None:
-    if "baseRevision" not in request.query:
-        return None
-    return query.whole_number(request, "baseRevision", default=1, high=_LARGEST_REVISION)
+def _base_revision(
+    call: Call[PatchFilesQuery, PatchFiles | Archive] | Call[EditQuery, PutFiles | Archive],
+) -> int | None:
+    """The revision that an edit is based on, wherever the call says it."""
+    named = call.query.base_revision
+    in_body = None if isinstance(call.body, Archive) else call.body.base_revision
+    if named is not None and in_body is not None and named != in_body:
+        raise BadRequest("baseRevision: the address and the body name different ones")
+    return in_body if named is None else named
 
 
-def _answer(session: Session) -> web.Response:
-    return web.json_response(
-        {"id": session.id, "revision": session.revision, "state": session.state}
-    )
+def _edited(session: Session) -> EditView:
+    return EditView(id=session.id, revision=session.revision, state=session.state)

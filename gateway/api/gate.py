@@ -14,6 +14,7 @@ from aiohttp import web
 
 from gateway.api.dashboard import OPEN_ROUTES
 from gateway.api.lookup import Lookup, session_id_of
+from gateway.api.operation import OPEN_PATHS, operation_of
 from gateway.api.problems import Handler, route_of
 from gateway.api.tickets import Tickets, is_ticket
 from gateway.errors import Forbidden, SessionNotFound, Unauthorized
@@ -24,13 +25,9 @@ from gateway.signing import Signer
 from gateway.tokens import ANYBODY, SESSION_TOKEN, Caller, Scope, Tokens
 
 CALLER: Final = web.RequestKey("caller", Caller)
-#: Asked for without a token: health, and what the data plane (which has checked access) asks.
-_OPEN: Final = ("/livez", "/readyz", "/-/")
-_SESSIONS: Final = "/api/v1/sessions"
+#: Asked for without a token: what the data plane (which has checked access) asks.
+_INSIDE: Final = "/-/"
 _ONE: Final = "/api/v1/sessions/{id}"
-_STREAMS: Final = frozenset({_ONE + "/events", "/api/v1/interview/{id}/stream"})
-#: What a session token is good for.
-_READABLE: Final = frozenset({_ONE, _ONE + "/events", _ONE + "/logs"})
 _HOW: Final = "send one of GATEWAY_API_TOKENS as Authorization: Bearer ..."
 _NO_TICKET: Final = (
     "?token= takes an unused ticket from POST .../ticket, no older than 30 s, and never an API "
@@ -61,8 +58,7 @@ class Gate:
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Raises Unauthorized, Forbidden, SessionNotFound."""
-        is_open = request.path.startswith(_OPEN) or route_of(request) in OPEN_ROUTES
-        if is_open or not self._tokens.asked_for:
+        if not self._tokens.asked_for or _is_open(request):
             request[CALLER] = ANYBODY
             return await handler(request)
         caller = request[CALLER] = await self._caller(request)
@@ -79,7 +75,7 @@ class Gate:
 
     async def _caller(self, request: web.Request) -> Caller:
         authorization = request.headers.get("Authorization")
-        if authorization is None and "token" in request.query and route_of(request) in _STREAMS:
+        if authorization is None and "token" in request.query and _takes_ticket(request):
             return await self._ticket_holder(request)
         scheme, _, token = (authorization or "").partition(" ")
         token = token.strip()
@@ -115,12 +111,10 @@ class Gate:
 
     def _check_call(self, request: web.Request, caller: Caller) -> None:
         """Raise Forbidden for a call that no session makes right."""
-        route = route_of(request)
-        if caller.scope is Scope.READ:
-            is_allowed = request.method == "GET" and (route in _READABLE or route in _STREAMS)
-        else:
-            is_allowed = route == _SESSIONS or route.startswith(_ONE)
-        if not is_allowed:
+        declared = operation_of(request)
+        if request.method != "OPTIONS" and (
+            declared is None or caller.scope not in declared.scopes
+        ):
             raise Forbidden(f"a token of the scope `{caller.scope}` is not enough for this call")
 
     async def _is_own(self, request: web.Request, caller: Caller) -> bool:
@@ -131,7 +125,7 @@ class Gate:
         if request.method == "DELETE":
             session = await self._registry.session(session_id)
         else:
-            session = await self._lookup.known(session_id, seconds=self._wait_seconds(request))
+            session = await self._lookup.recorded(session_id, seconds=self._wait_seconds(request))
         return session is not None and caller.manages(session.creator)
 
     async def _deny(self, request: web.Request) -> None:
@@ -147,6 +141,21 @@ class Gate:
                 return self._settings.event_wait_seconds
             return self._settings.stream_wait_seconds
         return self._settings.status_wait_seconds
+
+
+def _is_open(request: web.Request) -> bool:
+    """Whether everything at this address may be asked for without a token."""
+    return (
+        request.path in request.app[OPEN_PATHS]
+        or request.path.startswith(_INSIDE)
+        or route_of(request) in OPEN_ROUTES
+    )
+
+
+def _takes_ticket(request: web.Request) -> bool:
+    """Whether a ticket opens this; what only looks (HEAD) uses none up."""
+    declared = operation_of(request)
+    return declared is not None and declared.by_ticket and request.method == declared.method
 
 
 def session_token(session: Session, signed: str) -> str:

@@ -7,10 +7,13 @@ import time
 
 from aiohttp import web
 
-from gateway.api.bodies import parse_body
 from gateway.api.gate import session_token
-from gateway.api.lookup import Lookup, check_is_live, session_id_of
-from gateway.api.schemas import CreateLink, timestamp
+from gateway.api.lookup import Lookup, check_is_live
+from gateway.api.operation import MANAGERS, Answer, Call, operation
+from gateway.api.query import Query
+from gateway.api.schemas import CreateLink
+from gateway.api.views import LinkView, TokenView, timestamp
+from gateway.errors import SessionEnded, SessionNotFound
 from gateway.registry.base import Registry
 from gateway.session import Session
 from gateway.signing import Purpose, Signer
@@ -28,42 +31,58 @@ class LinksApi:
         self._lookup = lookup
         self._signer = signer
 
-    def routes(self) -> list[web.RouteDef]:
-        """The routes of these calls."""
-        one = "/api/v1/sessions/{id}"
-        return [
-            web.post(one + "/links", self.create),
-            web.delete(one + "/links", self.revoke),
-            web.post(one + "/tokens", self.create_token),
-        ]
+    @operation(
+        "createLink",
+        "POST",
+        "/api/v1/sessions/{id}/links",
+        tag="access",
+        scopes=MANAGERS,
+        answers={201: Answer("A link.", LinkView)},
+        problems=(SessionNotFound, SessionEnded),
+    )
+    async def create(self, call: Call[Query, CreateLink]) -> web.Response:
+        """Make a link that opens a private preview in any browser.
 
-    async def create(self, request: web.Request) -> web.Response:
-        """A link that opens the preview in any browser; access by it ends at ``expiresAt``."""
-        session, signed, expires = await self._signed(request, "link")
-        url = self._lookup.urls(request).link(session.id, signed)
-        return _secret({"url": url, "expiresAt": timestamp(expires * 1000)})
+        Access by it ends at `expiresAt`; see [access.md](access.md#private-previews).
+        """
+        session, signed, expires = await self._signed(call, "link")
+        url = self._lookup.urls(call.request).link(session.id, signed)
+        return call.secret(LinkView(url=url, expires_at=timestamp(expires * 1000)))
 
-    async def create_token(self, request: web.Request) -> web.Response:
-        """A token that reads this session (state, log, events) and changes nothing."""
-        session, signed, expires = await self._signed(request, "token")
-        return _secret(
-            {"token": session_token(session, signed), "expiresAt": timestamp(expires * 1000)}
-        )
-
-    async def revoke(self, request: web.Request) -> web.Response:
-        """End every access that was given by links and session tokens, at once, everywhere."""
-        session = await self._lookup.known(session_id_of(request))
+    @operation(
+        "revokeLinks",
+        "DELETE",
+        "/api/v1/sessions/{id}/links",
+        tag="access",
+        scopes=MANAGERS,
+        answers={204: Answer("They are void.")},
+        problems=(SessionNotFound, SessionEnded),
+    )
+    async def revoke(self, call: Call[Query, None]) -> web.Response:
+        """Void all links of a session, their cookies and its tokens, at once, everywhere."""
+        session = await self._lookup.known(call.session_id)
         await self._registry.patch(session.id, revoke=True)
-        return web.Response(status=204)
+        return call.done()
 
-    async def _signed(self, request: web.Request, purpose: Purpose) -> tuple[Session, str, int]:
-        session_id = session_id_of(request)
-        body = await parse_body(request, CreateLink)
-        session = await self._lookup.known(session_id)
+    @operation(
+        "createToken",
+        "POST",
+        "/api/v1/sessions/{id}/tokens",
+        tag="access",
+        scopes=MANAGERS,
+        answers={201: Answer("A token.", TokenView)},
+        problems=(SessionNotFound, SessionEnded),
+    )
+    async def create_token(self, call: Call[Query, CreateLink]) -> web.Response:
+        """Make a token that reads this session (state, log, events) and changes nothing."""
+        session, signed, expires = await self._signed(call, "token")
+        token = session_token(session, signed)
+        return call.secret(TokenView(token=token, expires_at=timestamp(expires * 1000)))
+
+    async def _signed(
+        self, call: Call[Query, CreateLink], purpose: Purpose
+    ) -> tuple[Session, str, int]:
+        session = await self._lookup.known(call.session_id)
         check_is_live(session)
-        expires = math.ceil(time.time()) + body.ttl_seconds
-        return session, self._signer.sign(purpose, session_id, session.access, expires), expires
-
-
-def _secret(body: dict[str, str]) -> web.Response:
-    return web.json_response(body, status=201, headers={"Cache-Control": "no-store"})
+        expires = math.ceil(time.time()) + call.body.ttl_seconds
+        return session, self._signer.sign(purpose, session.id, session.access, expires), expires

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from gateway.api.schemas import Urls
+from gateway.api.views import Urls
 from gateway.errors import BadRequest, SessionEnded
 from gateway.lifecycle import Lifecycle
 from gateway.session import ENDED, Session, SessionId, State, parse_session_id
@@ -26,8 +26,15 @@ class Lookup:
     async def known(self, session_id: SessionId, *, seconds: float | None = None) -> Session:
         """The session, waited for up to ``seconds`` (``status_wait_seconds``).
 
-        Raises SessionNotFound.
+        Raises SessionNotFound, and SessionEnded for one that was deleted.
         """
+        session = await self.recorded(session_id, seconds=seconds)
+        if session.forgotten:
+            raise SessionEnded(session.id, state=session.state, reason=session.reason)
+        return session
+
+    async def recorded(self, session_id: SessionId, *, seconds: float | None = None) -> Session:
+        """The same, whatever has become of it. Raises SessionNotFound."""
         if seconds is None:
             seconds = self._settings.status_wait_seconds
         return await self._lifecycle.wait(session_id, lambda _: True, seconds=seconds)

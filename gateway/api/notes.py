@@ -8,11 +8,13 @@ from typing import Any
 from aiohttp import web
 from pydantic import JsonValue
 
-from gateway.api.bodies import parse_body
 from gateway.api.events import SOURCE
-from gateway.api.lookup import Lookup, session_id_of
+from gateway.api.lookup import Lookup
+from gateway.api.operation import MANAGERS, Answer, Call, operation
+from gateway.api.query import Query
 from gateway.api.schemas import PostEvent
-from gateway.errors import BadRequest, PayloadTooLarge, SessionNotFound
+from gateway.api.views import NotedView
+from gateway.errors import BadRequest, PayloadTooLarge, SessionEnded, SessionNotFound
 from gateway.registry.base import Noted, Registry
 from gateway.session import SessionId
 from gateway.settings import PREFIX, Settings
@@ -26,21 +28,27 @@ class NotesApi:
         self._registry = registry
         self._lookup = lookup
 
-    def routes(self) -> list[web.RouteDef]:
-        """The routes of these calls."""
-        return [web.post("/api/v1/sessions/{id}/events", self.post)]
+    @operation(
+        "postEvent",
+        "POST",
+        "/api/v1/sessions/{id}/events",
+        tag="events",
+        scopes=MANAGERS,
+        answers={201: Answer("It is kept.", NotedView)},
+        problems=(SessionNotFound, SessionEnded),
+    )
+    async def post(self, call: Call[Query, PostEvent]) -> web.Response:
+        """Post an event.
 
-    async def post(self, request: web.Request) -> web.Response:
-        """Append an event; it comes out of the stream as ``event``, with what was posted as data.
-
-        Waits for a registration under way. After the end it is kept, marked ``late``, for
-        GATEWAY_LATE_EVENT_SECONDS; then 410. Never writes for a session that does not exist.
+        It comes out of the session's stream as `event` with `{type, data, t?, source: "client"}`.
+        For `GATEWAY_LATE_EVENT_SECONDS` after the end it is still kept, with `late: true`; then
+        410. The stream keeps about the last 2,000 entries. Who looks at the preview does not get
+        these events. Nothing is ever written for a session that does not exist.
         """
-        session_id = session_id_of(request)
-        body = await parse_body(request, PostEvent)
-        noted = await self.note(session_id, body.type, body.data, t=body.t)
-        answer = {"id": noted.id, "sessionId": session_id, "late": noted.late}
-        return web.json_response(answer, status=201)
+        body = call.body
+        noted = await self.note(call.session_id, body.type, body.data, t=body.t)
+        view = NotedView(id=noted.id, session_id=call.session_id, late=noted.late)
+        return call.answer(view, status=201)
 
     async def note(
         self,

@@ -1,4 +1,4 @@
-"""The JSON of the API: pydantic models that validate what comes in and shape what goes out."""
+"""The bodies that the API takes: pydantic models that validate them."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import binascii
 import json
 import shlex
 from collections.abc import Iterable
-from datetime import UTC, datetime
-from typing import Annotated, Any, Final, Literal, Self
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, WithJsonSchema
 from pydantic.alias_generators import to_camel
 
 from gateway.errors import BadFiles, BadRequest
-from gateway.session import ENDED, Recipe, Session
+from gateway.session import SESSION_ID_PATTERN, Recipe
 
 _MAX_METADATA_BYTES: Final = 16 * 1024
 #: Also the name of a server-sent event, for some callers: no spaces, no line ends.
 EVENT_TYPE: Final = r"^[A-Za-z0-9_.:-]{1,64}$"
+LARGEST_REVISION: Final = 2**53
 
 
 class _Model(BaseModel):
@@ -29,7 +29,7 @@ class _Model(BaseModel):
 
 
 class SourceFile(_Model):
-    """A file of a project. ``content`` is text, or base64 of any bytes."""
+    """A file of a project. `content` is text, or base64 of any bytes."""
 
     path: str
     content: str
@@ -46,14 +46,6 @@ class SourceFile(_Model):
             return base64.b64decode(self.content, validate=True)
         except (binascii.Error, ValueError) as exc:
             raise BadFiles(f"{self.path}: content is no base64 ({exc})") from exc
-
-    @classmethod
-    def of(cls, path: str, content: bytes) -> Self:
-        """A file as JSON: as text where it is some, else in base64."""
-        try:
-            return cls(path=path, content=content.decode())
-        except UnicodeDecodeError:
-            return cls(path=path, content=base64.b64encode(content).decode(), encoding="base64")
 
 
 def _contents(files: Iterable[SourceFile]) -> dict[str, bytes]:
@@ -75,20 +67,74 @@ def _split_command(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 
-class CreateSession(_Model):
-    """What a session is made of. Either ``files`` (with a package.json) or ``target``."""
+_SECONDS: Final = 30 * 86400
 
-    id: str | None = None
-    files: list[SourceFile] = []
-    package_json: dict[str, JsonValue] | None = None
-    framework: str = Field(default="", max_length=40)
-    command: Annotated[tuple[str, ...], BeforeValidator(_split_command)] = ()
-    env: dict[str, str] = {}
-    target: str = Field(default="", max_length=300)
-    visibility: Literal["public", "private"] = "public"
-    ttl_seconds: int | None = Field(default=None, ge=1, le=30 * 86400)
-    idle_seconds: int | None = Field(default=None, ge=0, le=30 * 86400)
-    metadata: dict[str, JsonValue] = {}
+#: What `parse_session_id` checks, so that its refusal has a code of its own.
+SessionIdText = Annotated[
+    str,
+    WithJsonSchema(
+        {"type": "string", "pattern": SESSION_ID_PATTERN, "minLength": 8, "maxLength": 40}
+    ),
+]
+_COMMAND: Final = {
+    "anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}],
+    "default": [],
+}
+
+
+class CreateSession(_Model):
+    """What a session is made of: `files` with a package.json, or a `command`, or a `target`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {
+                    "id": "hello-preview",
+                    "files": [{"path": "index.html", "content": "<h1>Hello</h1>"}],
+                    "packageJson": {"devDependencies": {"vite": "^7.0.0"}},
+                }
+            ]
+        }
+    )
+
+    id: SessionIdText | None = Field(
+        default=None,
+        description="8 to 40 of `a-z`, `0-9`, `-`, beginning and ending with a letter or digit; "
+        "made up if left out.",
+    )
+    files: list[SourceFile] = Field(default=[], description="The files of the project.")
+    package_json: dict[str, JsonValue] | None = Field(
+        default=None, description="The package.json as an object, if it is not among `files`."
+    )
+    framework: str = Field(
+        default="", max_length=40, description="`vite`; found from package.json if left out."
+    )
+    command: Annotated[
+        tuple[str, ...], BeforeValidator(_split_command), WithJsonSchema(_COMMAND)
+    ] = Field(
+        default=(),
+        description="Argument list (or one string) with `{host}`, `{port}`, `{base}`, instead of "
+        "a framework.",
+    )
+    env: dict[str, str] = Field(default={}, description="Variables for the dev server.")
+    target: str = Field(
+        default="",
+        max_length=300,
+        description="`host:port` of a server that runs already, inside "
+        "`GATEWAY_TARGET_ALLOWLIST`; nothing is spawned.",
+    )
+    visibility: Literal["public", "private"] = Field(
+        default="public",
+        description="`private`: shown only to requests with an API token, and to who has followed "
+        "a link.",
+    )
+    ttl_seconds: int | None = Field(
+        default=None, ge=1, le=_SECONDS, description="Instead of the gateway's setting."
+    )
+    idle_seconds: int | None = Field(
+        default=None, ge=0, le=_SECONDS, description="Instead of the gateway's setting."
+    )
+    metadata: dict[str, JsonValue] = Field(default={}, description="Any object up to 16 KiB.")
 
     def contents(self) -> dict[str, bytes]:
         """All files by path; raises BadFiles on one that comes twice or cannot be decoded."""
@@ -113,11 +159,16 @@ class CreateSession(_Model):
         )
 
 
+_BASE_REVISION: Final = "Refused with 409 unless this is the current revision."
+
+
 class PutFiles(_Model):
     """All files of a session, instead of those it has."""
 
-    files: list[SourceFile]
-    base_revision: int | None = Field(default=None, ge=1, le=2**53)
+    files: list[SourceFile] = Field(min_length=1)
+    base_revision: int | None = Field(
+        default=None, ge=1, le=LARGEST_REVISION, description=_BASE_REVISION
+    )
 
     def contents(self) -> dict[str, bytes]:
         """The files by path; raises BadFiles."""
@@ -125,11 +176,13 @@ class PutFiles(_Model):
 
 
 class PatchFiles(_Model):
-    """A hot edit. With ``base_revision`` it is refused unless that is the current one."""
+    """A hot edit: at least one file to write or to delete."""
 
-    write: list[SourceFile] = []
-    delete: list[str] = []
-    base_revision: int | None = Field(default=None, ge=1, le=2**53)
+    write: list[SourceFile] = Field(default=[], description="Files that are made or replaced.")
+    delete: list[str] = Field(default=[], description="Paths.")
+    base_revision: int | None = Field(
+        default=None, ge=1, le=LARGEST_REVISION, description=_BASE_REVISION
+    )
 
     def contents(self) -> dict[str, bytes]:
         """The files to write, by path; raises BadFiles."""
@@ -141,75 +194,37 @@ class PatchFiles(_Model):
 
 
 class PostEvent(_Model):
-    """An event that a client posts. ``t`` is when it was, by the client's clock, in any form."""
+    """An event that a client posts."""
 
-    type: str = Field(pattern=EVENT_TYPE)
-    data: JsonValue = None
-    t: float | str | None = Field(default=None, union_mode="left_to_right")
+    type: str = Field(
+        pattern=EVENT_TYPE,
+        description="Up to 64 of `A-Z a-z 0-9 _ . : -`.",
+        examples=["click"],
+    )
+    data: JsonValue = Field(default=None, description="Any JSON up to `GATEWAY_MAX_EVENT_BYTES`.")
+    t: float | str | None = Field(
+        default=None,
+        union_mode="left_to_right",
+        description="The caller's own time, a number or a text.",
+    )
 
 
 class PatchSession(_Model):
     """What can be changed besides files. What is left out stays."""
 
-    metadata: dict[str, JsonValue] | None = None
+    metadata: dict[str, JsonValue] | None = Field(
+        default=None,
+        description="Merged into what is there (RFC 7396): objects are merged, `null` removes a "
+        "member.",
+    )
     visibility: Literal["public", "private"] | None = None
-    ttl_seconds: int | None = Field(default=None, ge=1, le=30 * 86400)
+    ttl_seconds: int | None = Field(default=None, ge=1, le=_SECONDS, description="Counts from now.")
 
 
 class CreateLink(_Model):
     """How long a link, or a token that reads one session, is good for."""
 
-    ttl_seconds: int = Field(default=86400, ge=1, le=30 * 86400)
-
-
-class SessionView(_Model):
-    """A session as the API shows it. Times are RFC 3339, UTC."""
-
-    id: str
-    state: str
-    generation: int
-    revision: int
-    preview_url: str
-    ws_url: str
-    events_url: str
-    owner: str
-    created_at: str
-    expires_at: str
-    visibility: Literal["public", "private"]
-    framework: str
-    target: str
-    idle_seconds: int
-    metadata: dict[str, JsonValue]
-    reason: str
-    ended_at: str | None = None
-
-
-class StopView(_Model):
-    """What a stop answers, whoever asks and however often.
-
-    ``state`` is "stopped" for every session that has ended, and "stopping" if its dev server is
-    still on its way out; ``ended_as`` tells stopped, failed and expired apart.
-    """
-
-    id: str
-    state: Literal["stopped", "stopping"]
-    ended_as: str
-    already_stopped: bool
-    reason: str
-    stopped_at: str | None
-
-    @classmethod
-    def of(cls, session: Session, *, already: bool) -> Self:
-        """The answer for a session that was asked to stop."""
-        ended = session.state in ENDED
-        return cls(
-            id=session.id,
-            state="stopped" if ended else "stopping",
-            ended_as=session.state if ended else "",
-            already_stopped=already,
-            reason=session.reason,
-            stopped_at=timestamp(session.ended_at_ms) if session.ended_at_ms else None,
-        )
+    ttl_seconds: int = Field(default=86400, ge=1, le=_SECONDS)
 
 
 def merged(target: dict[str, JsonValue], patch: dict[str, JsonValue]) -> dict[str, JsonValue]:
@@ -235,63 +250,3 @@ def encode_metadata(metadata: dict[str, JsonValue]) -> str:
     if len(text) > _MAX_METADATA_BYTES:
         raise BadRequest(f"metadata is larger than {_MAX_METADATA_BYTES} bytes: store it elsewhere")
     return text
-
-
-def view(session: Session, urls: Urls) -> dict[str, Any]:
-    """A session as JSON."""
-    shown = SessionView(
-        id=session.id,
-        state=session.state,
-        generation=session.generation,
-        revision=session.revision,
-        preview_url=urls.preview(session.id),
-        ws_url=urls.hmr(session.id),
-        events_url=urls.events(session.id),
-        owner=session.replica,
-        created_at=timestamp(session.created_at_ms),
-        expires_at=timestamp(session.expires_at_ms),
-        visibility="public" if session.public else "private",
-        framework=session.recipe.framework,
-        target=session.recipe.target,
-        idle_seconds=session.idle_seconds,
-        metadata=json.loads(session.metadata),
-        reason=session.reason,
-        ended_at=timestamp(session.ended_at_ms) if session.ended_at_ms else None,
-    )
-    return shown.model_dump(by_alias=True)
-
-
-def timestamp(milliseconds: int) -> str:
-    """RFC 3339 with milliseconds."""
-    moment = datetime.fromtimestamp(milliseconds / 1000, UTC)
-    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-class Urls:
-    """Public addresses, as seen by the caller or as configured."""
-
-    def __init__(self, *, base: str, preview_domain: str) -> None:
-        self._base = base
-        self._preview_domain = preview_domain
-
-    def _preview_base(self, session_id: str) -> str:
-        if not self._preview_domain:
-            return f"{self._base}/preview/{session_id}/"
-        scheme = self._base.partition("://")[0]
-        return f"{scheme}://{session_id}.{self._preview_domain}/"
-
-    def preview(self, session_id: str) -> str:
-        """Where a browser opens the preview."""
-        return self._preview_base(session_id)
-
-    def link(self, session_id: str, token: str) -> str:
-        """A signed link to the preview."""
-        return f"{self._preview_base(session_id)}.preview/open?token={token}"
-
-    def hmr(self, session_id: str) -> str:
-        """Where a program reaches the dev server's HMR socket."""
-        return "ws" + self._preview_base(session_id).removeprefix("http") + "hmr"
-
-    def events(self, session_id: str) -> str:
-        """The session's event stream."""
-        return f"{self._base}/api/v1/sessions/{session_id}/events"

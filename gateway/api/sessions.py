@@ -9,28 +9,46 @@ from typing import Any, Final, TypeAlias
 from aiohttp import web
 from pydantic import JsonValue
 
-from gateway.api import query
-from gateway.api.bodies import is_archive, parse_body, read_archive, validated
-from gateway.api.creation import Creation, idempotency_key
-from gateway.api.events import Encode, EventStreams, encode_event, encode_own_event, entry_id
-from gateway.api.gate import caller_of
-from gateway.api.lookup import Lookup, session_id_of
-from gateway.api.problems import SESSION_ID
-from gateway.api.schemas import (
-    CreateSession,
-    PatchSession,
-    StopView,
-    encode_metadata,
-    merged,
-    view,
+from gateway.api.bodies import Archive, validated
+from gateway.api.creation import (
+    CREATION_PROBLEMS,
+    IDEMPOTENCY_KEY,
+    Creation,
+    KeyReused,
+    idempotency_key,
 )
-from gateway.errors import BadRequest, SessionNotFound
+from gateway.api.events import (
+    LAST_EVENT_ID,
+    Encode,
+    EventStreams,
+    encode_event,
+    encode_own_event,
+)
+from gateway.api.gate import caller_of
+from gateway.api.lookup import Lookup
+from gateway.api.operation import INTERNAL, MANAGERS, OPEN, READERS, Answer, Call, operation
+from gateway.api.problems import SESSION_ID
+from gateway.api.query import (
+    AnyQuery,
+    CreateQuery,
+    GetQuery,
+    ListQuery,
+    LogsQuery,
+    Query,
+    StreamQuery,
+    session_filter,
+)
+from gateway.api.schemas import CreateSession, PatchSession, encode_metadata, merged
+from gateway.api.views import SessionPage, SessionView, StopView
+from gateway.errors import BadRequest, NotAcknowledged, SessionEnded, SessionNotFound
 from gateway.lifecycle import Lifecycle
 from gateway.registry.base import Registry
 from gateway.session import Session
 from gateway.settings import Settings
 from gateway.tokens import Caller, Scope
 
+SESSIONS: Final = "/api/v1/sessions"
+SESSION: Final = "/api/v1/sessions/{id}"
 _MAX_LOG_ENTRIES: Final = 2000
 
 Wanted: TypeAlias = Callable[[Session], bool]
@@ -56,81 +74,133 @@ class SessionApi:
         self._creation = creation
         self._streams = streams
 
-    def routes(self) -> list[web.RouteDef]:
-        """The routes of these calls."""
-        one = "/api/v1/sessions/{id}"
-        return [
-            web.post("/api/v1/sessions", self.create),
-            web.get("/api/v1/sessions", self.list, allow_head=False),
-            web.get(one, self.get, allow_head=False),
-            web.patch(one, self.patch),
-            web.delete(one, self.delete),
-            web.post(one + "/stop", self.stop),
-            web.get(one + "/logs", self.logs, allow_head=False),
-            web.get(one + "/events", self.events, allow_head=False),
-            web.get("/-/previews/{id}/events", self.page_events, allow_head=False),
-        ]
-
     # -- create ----------------------------------------------------------------------------------
 
-    async def create(self, request: web.Request) -> web.Response:
-        """201 new, 200 the same again, 409 the same id with other content.
+    @operation(
+        "createSession",
+        "POST",
+        SESSIONS,
+        tag="sessions",
+        scopes=MANAGERS,
+        answers={
+            201: Answer(
+                "As soon as the registration is verified; with `wait`, see there.",
+                SessionView,
+                session_at="/id",
+                fields={"Location": "The address of the session."},
+            ),
+            200: Answer(
+                "The same id and content is there already.",
+                SessionView,
+                session_at="/id",
+                fields={"Location": "The address of the session."},
+            ),
+        },
+        problems=(*CREATION_PROBLEMS, KeyReused, NotAcknowledged),
+        fields=(IDEMPOTENCY_KEY,),
+        with_files=True,
+    )
+    async def create(self, call: Call[CreateQuery, CreateSession | Archive]) -> web.Response:
+        """Create a session.
 
-        The body is JSON, or the files as tar.gz with everything else as JSON in ``?session=``.
-        With an ``Idempotency-Key`` a repeated call gets the session of the first, also where the
-        id is made up here; 422 if the key comes with another body.
+        201 with the session as soon as its registration is verified; 200 if the same id and
+        content is there already; 409 `session_conflict` if the id is there with other content. An
+        id that has ended begins anew. With `?wait=ready&timeout=30` the answer comes when the
+        preview is ready or has failed, or after the time-out with the state as it is then.
+
+        `Idempotency-Key`: for `GATEWAY_IDEMPOTENCY_SECONDS` a call with the same key and body
+        gets the session of the first, also where the id was made up; 422
+        `idempotency_key_reused` if the body is another one.
+
+        As tar.gz (`Content-Type: application/gzip`) the body is the files; the other fields are
+        JSON in `?session=`. Regular files and folders only; paths and sizes are checked as for
+        JSON.
         """
-        wanted, seconds = query.wait(request, default=30.0)
-        key = idempotency_key(request, caller_of(request))
-        if is_archive(request):
-            body = _options(request)
-            files = await self._creation.unpacked(await read_archive(request))
+        request = call.request
+        caller = caller_of(request)
+        key = idempotency_key(call.field(IDEMPOTENCY_KEY), caller)
+        if isinstance(call.body, Archive):
+            body = _options(call.query.session)
+            files = await self._creation.unpacked(call.body.data)
         else:
-            body = await parse_body(request, CreateSession, with_files=True)
+            body = call.body
             files = body.contents()
-        registered = await self._creation.create(body, files, key=key, caller=caller_of(request))
+            if call.query.session:
+                raise BadRequest("session: goes with a tar.gz as body: put the fields in the JSON")
+        registered = await self._creation.create(body, files, key=key, caller=caller)
         session = registered.session
         request[SESSION_ID] = session.id
-        if wanted:
-            session = await self._lookup.settled(session.id, wanted, seconds=seconds)
-        return web.json_response(
-            view(session, self._lookup.urls(request)),
+        if call.query.wait:
+            session = await self._lookup.settled(
+                session.id, call.query.wait, seconds=call.query.timeout
+            )
+        return call.answer(
+            SessionView.of(session, self._lookup.urls(request)),
             status=201 if registered.created else 200,
-            headers={"Location": f"/api/v1/sessions/{session.id}"},
+            headers={"Location": f"{SESSIONS}/{session.id}"},
         )
 
     # -- read ------------------------------------------------------------------------------------
 
-    async def get(self, request: web.Request) -> web.Response:
-        """The session, ended ones included; waits for a registration under way.
+    @operation(
+        "getSession",
+        "GET",
+        SESSION,
+        tag="sessions",
+        scopes=READERS,
+        answers={200: Answer("The session.", SessionView)},
+        problems=(SessionNotFound, SessionEnded),
+    )
+    async def get(self, call: Call[GetQuery, None]) -> web.Response:
+        """Read a session.
 
-        ``?wait=ready`` answers as soon as it is ready or has ended, ``?wait=ended`` as soon as it
-        has ended, and both after ``timeout`` seconds with the session as it is then.
+        The session, ended ones included (410 once it is deleted); waits for a registration under
+        way. `?wait=ready` answers as soon as it is ready or has ended (and wakes one that sleeps),
+        `?wait=ended` as soon as it has ended; both answer after `timeout` seconds with the session
+        as it is then. It is the way for callers without event streams, too: ask again while the
+        state is not what you wait for.
         """
-        wanted, seconds = query.wait(request, default=10.0)
-        session = await self._lookup.settled(session_id_of(request), wanted, seconds=seconds)
-        return web.json_response(view(session, self._lookup.urls(request)))
+        session = await self._lookup.settled(
+            call.session_id, call.query.wait, seconds=call.query.timeout
+        )
+        return call.answer(SessionView.of(session, self._lookup.urls(call.request)))
 
-    async def list(self, request: web.Request) -> web.Response:
-        """Sessions, newest first, of a ``state``, ``visibility``, ``owner`` or ``metadata.<name>``.
+    @operation(
+        "listSessions",
+        "GET",
+        SESSIONS,
+        tag="sessions",
+        scopes=MANAGERS,
+        answers={200: Answer("A page of the list.", SessionPage)},
+    )
+    async def list(self, call: Call[ListQuery, None]) -> web.Response:
+        """List sessions.
 
-        Pages may hold fewer than ``limit``, or none: only an empty ``cursor`` is the end.
+        Newest first. A page may hold fewer than `limit`, even none: only an empty cursor is the
+        end.
         """
         page = await self._registry.sessions(
-            wanted=_managed(caller_of(request), query.session_filter(request)),
-            limit=query.whole_number(request, "limit", default=100, high=1000),
-            cursor=request.query.get("cursor", ""),
+            wanted=_shown(caller_of(call.request), session_filter(call.query)),
+            limit=call.query.limit,
+            cursor=call.query.cursor,
         )
-        urls = self._lookup.urls(request)
-        return web.json_response(
-            {"sessions": [view(session, urls) for session in page.sessions], "cursor": page.cursor}
-        )
+        urls = self._lookup.urls(call.request)
+        shown = [SessionView.of(session, urls) for session in page.sessions]
+        return call.answer(SessionPage(sessions=shown, cursor=page.cursor))
 
-    async def logs(self, request: web.Request) -> web.Response:
-        """The last ``tail`` lines of the dev server's log as plain text."""
-        session_id = session_id_of(request)
+    @operation(
+        "getLogs",
+        "GET",
+        SESSION + "/logs",
+        tag="sessions",
+        scopes=READERS,
+        answers={200: Answer("The lines.", media="text/plain")},
+        problems=(SessionNotFound, SessionEnded),
+    )
+    async def logs(self, call: Call[LogsQuery, None]) -> web.Response:
+        """Read the end of the dev server's log, as plain text."""
+        session_id = call.session_id
         await self._lookup.known(session_id)
-        tail = query.whole_number(request, "tail", default=500, high=100_000)
         entries = await self._registry.recent_events(session_id, count=_MAX_LOG_ENTRIES)
         lines = [
             str(line)
@@ -138,61 +208,123 @@ class SessionApi:
             if entry.type == "log"
             for line in entry.data.get("lines", [])
         ]
-        return web.Response(text="".join(f"{line}\n" for line in lines[-tail:]))
+        text = "".join(f"{line}\n" for line in lines[-call.query.tail :])
+        return call.content(text.encode("utf-8", "replace"), "text/plain")
 
-    async def events(self, request: web.Request) -> web.StreamResponse:
-        """The event stream; opened early, it waits for the registration."""
-        return await self.stream(request, encode_event)
+    @operation(
+        "streamEvents",
+        "GET",
+        SESSION + "/events",
+        tag="events",
+        scopes=READERS,
+        answers={200: Answer("The stream.", media="text/event-stream")},
+        problems=(SessionNotFound, SessionEnded),
+        fields=(LAST_EVENT_ID,),
+        by_ticket=True,
+    )
+    async def events(self, call: Call[StreamQuery, None]) -> web.StreamResponse:
+        """Listen to a session.
 
-    async def page_events(self, request: web.Request) -> web.StreamResponse:
+        Server-sent events, from any replica. Ids resume by `Last-Event-ID`; a comment comes every
+        15 s; opened early, the stream waits for the registration.
+
+        | Event | Data |
+        |---|---|
+        | `state` | `{state, generation, previousState?, reason?}` |
+        | `log` | `{lines: [...]}` |
+        | `event` | `{type: "phase", phase: "preparing" / "installing" / "starting", detail?}`, \
+        `{type: "files", revision}`, `{type: "patch"}`, and what clients post |
+        | `degraded` | `{reason}`: the registry is away; the stream goes on when it is back |
+        | `end` | `{state, reason}`: the last event |
+        """
+        return await self._stream(call, encode_event)
+
+    @operation(
+        "pageEvents",
+        "GET",
+        "/-/previews/{id}/events",
+        tag=INTERNAL,
+        scopes=OPEN,
+        answers={200: Answer("The stream.", media="text/event-stream")},
+        fields=(LAST_EVENT_ID,),
+    )
+    async def page_events(self, call: Call[AnyQuery, None]) -> web.StreamResponse:
         """The same for the starting page, without what clients have posted."""
-        return await self.stream(request, encode_own_event)
+        return await self._stream(call, encode_own_event)
 
-    async def stream(self, request: web.Request, encode: Encode) -> web.StreamResponse:
-        """The event stream of the session that the request names, each entry as ``encode``."""
-        session_id = session_id_of(request)
-        after = entry_id(request.headers.get("Last-Event-ID") or "0")
-        await self._lookup.known(session_id, seconds=self._settings.stream_wait_seconds)
-        return await self._streams.respond(request, session_id, after=after, encode=encode)
+    async def _stream(self, call: Call[Any, None], encode: Encode) -> web.StreamResponse:
+        """The event stream of the session that the call names, each entry as ``encode``."""
+        after = call.field(LAST_EVENT_ID) or "0"
+        await self._lookup.known(call.session_id, seconds=self._settings.stream_wait_seconds)
+        return await self._streams.respond(
+            call.request, call.session_id, after=after, encode=encode
+        )
 
     # -- change ----------------------------------------------------------------------------------
 
-    async def patch(self, request: web.Request) -> web.Response:
-        """Change metadata, visibility, life time; what is left out stays.
+    @operation(
+        "patchSession",
+        "PATCH",
+        SESSION,
+        tag="sessions",
+        scopes=MANAGERS,
+        answers={200: Answer("The session.", SessionView)},
+        problems=(SessionNotFound, SessionEnded),
+    )
+    async def patch(self, call: Call[Query, PatchSession]) -> web.Response:
+        """Change metadata, visibility, life time.
 
-        ``metadata`` is merged into what is there (RFC 7396): null removes a member.
-        ``ttlSeconds`` counts from now. 410 for a session that has ended.
+        What is left out stays. Of changes of `metadata` at the same time none is lost.
         """
-        session_id = session_id_of(request)
-        body = await parse_body(request, PatchSession)
+        body = call.body
         self._creation.check_visibility(body.visibility)
-        await self._lookup.known(session_id)
+        await self._lookup.known(call.session_id)
         session = await self._registry.patch(
-            session_id,
+            call.session_id,
             metadata=merging(body.metadata) if body.metadata is not None else None,
             public=body.visibility == "public" if body.visibility else None,
             ttl_seconds=body.ttl_seconds,
         )
-        return web.json_response(view(session, self._lookup.urls(request)))
+        return call.answer(SessionView.of(session, self._lookup.urls(call.request)))
 
-    async def stop(self, request: web.Request) -> web.Response:
-        """Stop; a session that has ended already, however that came, is a success that says so.
+    @operation(
+        "stopSession",
+        "POST",
+        SESSION + "/stop",
+        tag="sessions",
+        scopes=MANAGERS,
+        answers={200: Answer("It has ended, by this call or before.", StopView)},
+        problems=(SessionNotFound,),
+    )
+    async def stop(self, call: Call[Query, None]) -> web.Response:
+        """Stop a session.
 
-        404 only for an id that never existed.
+        The same answer from every replica, however often; a session that has ended already,
+        however that came, is a success that says so. 404 only for an id that never existed.
         """
-        session_id = session_id_of(request)
-        session, already = await self._lifecycle.stop(session_id, reason="stopped by request")
-        return web.json_response(StopView.of(session, already=already).model_dump(by_alias=True))
+        session, already = await self._lifecycle.stop(call.session_id, reason="stopped by request")
+        return call.answer(StopView.of(session, already=already))
 
-    async def delete(self, request: web.Request) -> web.Response:
-        """Stop and forget files and events. 204, however often."""
-        session_id = session_id_of(request)
+    @operation(
+        "deleteSession",
+        "DELETE",
+        SESSION,
+        tag="sessions",
+        scopes=MANAGERS,
+        answers={204: Answer("It is gone.")},
+    )
+    async def delete(self, call: Call[Query, None]) -> web.Response:
+        """Stop a session, and forget its files and events.
+
+        204, however often. What is left is its end: reading it is 410 `session_ended` with
+        `state` and `reason`, stopping it says that it has stopped, and its id can be used anew.
+        """
         try:
-            await self._lifecycle.stop(session_id, reason="deleted by request")
-            await self._registry.forget(session_id)
+            await self._lifecycle.stop(call.session_id, reason="deleted by request")
+            await self._registry.forget(call.session_id)
         except SessionNotFound:
-            return web.Response(status=204)
-        return web.Response(status=204)
+            return call.done()
+        return call.done()
 
 
 def merging(patch: dict[str, JsonValue]) -> Callable[[str], str]:
@@ -200,9 +332,9 @@ def merging(patch: dict[str, JsonValue]) -> Callable[[str], str]:
     return lambda text: encode_metadata(merged(json.loads(text), patch))
 
 
-def _options(request: web.Request) -> CreateSession:
+def _options(text: str) -> CreateSession:
     """What a create call with an archive says of the session beside its files."""
-    body = validated(CreateSession, request.query.get("session") or "{}")
+    body = validated(CreateSession, text or "{}")
     present: dict[str, Any] = {"files": body.files, "packageJson": body.package_json}
     for name, value in present.items():
         if value:
@@ -210,8 +342,11 @@ def _options(request: web.Request) -> CreateSession:
     return body
 
 
-def _managed(caller: Caller, wanted: Wanted | None) -> Wanted | None:
-    """Of the sessions that are ``wanted``, those that are the caller's."""
-    if caller.scope is Scope.ADMIN:
-        return wanted
-    return lambda session: caller.manages(session.creator) and (wanted is None or wanted(session))
+def _shown(caller: Caller, wanted: Wanted | None) -> Wanted:
+    """Of the sessions that are ``wanted``, those that are the caller's and not deleted."""
+
+    def shown(session: Session) -> bool:
+        is_own = caller.scope is Scope.ADMIN or caller.manages(session.creator)
+        return is_own and not session.forgotten and (wanted is None or wanted(session))
+
+    return shown

@@ -13,8 +13,11 @@ from typing import Final
 
 from aiohttp import web
 
-from gateway.api.lookup import Lookup, session_id_of
-from gateway.api.schemas import timestamp
+from gateway.api.lookup import Lookup
+from gateway.api.operation import MANAGERS, Answer, Call, operation
+from gateway.api.query import Query
+from gateway.api.views import TicketView, timestamp
+from gateway.errors import SessionEnded, SessionNotFound
 from gateway.registry.base import Registry
 from gateway.session import SessionId
 
@@ -29,19 +32,23 @@ class Tickets:
         self._registry = registry
         self._lookup = lookup
 
-    def routes(self) -> list[web.RouteDef]:
-        """The route of this call."""
-        return [web.post("/api/v1/sessions/{id}/ticket", self.issue)]
-
-    async def issue(self, request: web.Request) -> web.Response:
-        """A ticket for the event stream, and the stream's URL with it."""
-        session = await self._lookup.known(session_id_of(request))
+    @operation(
+        "createTicket",
+        "POST",
+        "/api/v1/sessions/{id}/ticket",
+        tag="access",
+        scopes=MANAGERS,
+        answers={201: Answer("A ticket.", TicketView)},
+        problems=(SessionNotFound, SessionEnded),
+    )
+    async def issue(self, call: Call[Query, None]) -> web.Response:
+        """Make a ticket that opens the event stream once, as `?token=`, within 30 s."""
+        session = await self._lookup.known(call.session_id)
         ticket = _PREFIX + secrets.token_urlsafe(32)
         expires_ms = int((time.time() + TICKET_SECONDS) * 1000)
         await self._registry.remember(_name(ticket), session.id, seconds=TICKET_SECONDS)
-        url = f"{self._lookup.urls(request).events(session.id)}?token={ticket}"
-        body = {"ticket": ticket, "expiresAt": timestamp(expires_ms), "url": url}
-        return web.json_response(body, status=201, headers={"Cache-Control": "no-store"})
+        url = f"{self._lookup.urls(call.request).events(session.id)}?token={ticket}"
+        return call.secret(TicketView(ticket=ticket, expires_at=timestamp(expires_ms), url=url))
 
     async def redeem(self, ticket: str, session_id: SessionId) -> bool:
         """Whether this is a ticket for this session; it is none any more. Raises

@@ -141,6 +141,7 @@ def _session(session_id: SessionId, fields: Mapping[str, str], now_ms: int) -> S
         idle_seconds=int(fields["idle_seconds"]),
         idle_ms=now_ms - int(fields.get("active_at", now_ms)),
         reserved=_flag(fields.get("reserved", "0")),
+        forgotten=_flag(fields.get("forgotten", "0")),
         metadata=fields["metadata"],
         reason=fields.get("reason", ""),
         log_tail=fields.get("log_tail", ""),

@@ -193,7 +193,7 @@ async def test_a_session_that_is_still_starting_can_be_stopped_elsewhere(
     assert await asyncio.to_thread(dev_servers, session["id"]) == []
 
 
-async def test_a_delete_can_be_repeated_and_forgets_the_files(shared_pair: Pair) -> None:
+async def test_a_delete_can_be_repeated_and_forgets_all_but_the_end(shared_pair: Pair) -> None:
     files = [{"path": "x.js", "content": "setInterval(() => {}, 1000)"}]
     session = await shared_pair.a.create({"files": files, "command": "node x.js"})
     path = f"{SESSIONS}/{session['id']}"
@@ -202,8 +202,34 @@ async def test_a_delete_can_be_repeated_and_forgets_the_files(shared_pair: Pair)
         answer = await api.ask("DELETE", path)
         assert (answer.status, answer.body) == (204, "")
     assert len(await stored(shared_pair, session["id"])) == 2  # tombstone, index
-    shown = await shared_pair.b.ask("GET", path)
-    assert (shown.status, shown.body["state"]) == (200, "stopped")
+    reads: list[tuple[str, str, Any]] = [
+        ("GET", "", None),
+        ("GET", "?wait=ended", None),
+        ("GET", "/files", None),
+        ("GET", "/logs", None),
+        ("GET", "/events", None),
+        ("PATCH", "", {"ttlSeconds": 60}),
+        ("POST", "/ticket", None),
+        ("POST", "/events", {"type": "late"}),
+    ]
+    for method, call, body in reads:
+        gone = await shared_pair.b.ask(method, path + call, json=body)
+        assert "deleted by request" in expect_problem(gone, 410, "session_ended"), call
+        assert (gone.body["state"], gone.body["reason"]) == ("stopped", "deleted by request")
+    stopped = await shared_pair.b.ask("POST", f"{path}/stop")
+    assert (stopped.status, stopped.body["alreadyStopped"]) == (200, True)
+    listed = await shared_pair.b.ask("GET", f"{SESSIONS}?state=stopped&limit=1000")
+    assert session["id"] not in [found["id"] for found in listed.body["sessions"]]
+    anew = await shared_pair.b.ask(
+        "POST", SESSIONS, json={**session_of(files), "id": session["id"]}
+    )
+    assert anew.status == 201
+    assert (await shared_pair.a.ask("GET", path)).status == 200
+
+
+def session_of(files: list[dict[str, str]]) -> dict[str, Any]:
+    """A create call whose dev server serves nothing."""
+    return {"files": files, "command": "node x.js"}
 
 
 async def test_the_id_of_a_stopped_session_can_be_used_anew(

@@ -8,6 +8,7 @@ import json
 from collections import Counter
 from typing import Any, Final
 
+import aiohttp
 import psutil
 import pytest
 
@@ -328,8 +329,44 @@ async def test_an_upload_that_is_broken_off_is_no_error_of_the_gateway(shared_pa
 async def test_an_unknown_address_or_method_is_a_problem(shared_pair: Pair) -> None:
     expect_problem(await shared_pair.a.ask("GET", "/api/v1/nonsense"), 404, "not_found")
     answer = await shared_pair.a.ask("PUT", SESSIONS)
-    assert "GET or POST" in expect_problem(answer, 405, "method_not_allowed")
-    assert answer.headers["Allow"] == "GET,POST"
+    assert "GET, HEAD, OPTIONS or POST" in expect_problem(answer, 405, "method_not_allowed")
+    assert answer.headers["Allow"] == "GET, HEAD, OPTIONS, POST"
+    asked = await shared_pair.a.ask("OPTIONS", SESSIONS)
+    assert (asked.status, asked.headers["Allow"]) == (204, answer.headers["Allow"])
+
+
+async def test_head_answers_as_get_without_content(shared_pair: Pair, shared_echo: str) -> None:
+    session = await shared_pair.a.create({"target": shared_echo})
+    path = f"{SESSIONS}/{session['id']}"
+    async with aiohttp.ClientSession(shared_pair.b.url) as http:
+        for address in (path, f"{path}/logs", SESSIONS, "/livez", "/api/v1/openapi.json"):
+            got = await shared_pair.b.ask("GET", address)
+            async with http.head(address) as head:
+                assert (head.status, await head.read()) == (200, b"")
+                assert head.headers["Content-Type"] == got.headers["Content-Type"]
+        # At once, though the stream goes on.
+        async with asyncio.timeout(5), http.head(f"{path}/events") as stream:
+            assert (stream.status, stream.content_type) == (200, "text/event-stream")
+        async with http.head(f"{SESSIONS}/{fresh_id()}") as missing:
+            assert (missing.status, await missing.read()) == (404, b"")
+
+
+@pytest.mark.parametrize(
+    ("fields", "missing"),
+    [
+        ({"Content-Type": "text/plain"}, ("Accept", "application/json, application/gzip")),
+        (
+            {"Content-Type": "application/json", "Content-Encoding": "compress"},
+            ("Accept-Encoding", "gzip, deflate, identity"),
+        ),
+    ],
+)
+async def test_a_body_of_another_type_is_refused_with_what_is_taken(
+    shared_pair: Pair, fields: dict[str, str], missing: tuple[str, str]
+) -> None:
+    answer = await shared_pair.a.ask("POST", SESSIONS, data=b"{}", headers=fields)
+    expect_problem(answer, 415, "unsupported_media_type")
+    assert answer.headers[missing[0]] == missing[1]
 
 
 @pytest.mark.node

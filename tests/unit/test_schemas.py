@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from pydantic import ValidationError
 
-from gateway.api.schemas import CreateSession, PatchFiles, Urls, encode_metadata, timestamp
+from gateway.api.schemas import CreateSession, PatchFiles, encode_metadata
+from gateway.api.views import Urls, timestamp
 from gateway.errors import BadFiles, BadRequest
 
 

@@ -4,15 +4,17 @@
 -- ARGV: 1 data as JSON, 2 the same marked as late, 3 how long after its end a session takes events,
 --       in ms
 -- Returns {code, clock in ms, record, id of the entry}
---   1 kept | 2 kept, late | 0 the session has ended too long ago | -1 there is no record
+--   1 kept | 2 kept, late | 0 the session has ended too long ago, or
+--   is deleted | -1 there is no record
 
-local state, expires_at, ended_at, purge_at = get('state', 'expires_at', 'ended_at', 'purge_at')
+local state, expires_at, ended_at, purge_at, forgotten =
+  get('state', 'expires_at', 'ended_at', 'purge_at', 'forgotten')
 if state == '' then
   return answer(-1)
 end
 -- One that is past its time ended then, whether or not somebody has noticed.
 local over = ENDED[state] and ended_at or (not is_live(state, expires_at) and expires_at)
-if over and clock_ms() - tonumber(over) > tonumber(ARGV[3]) then
+if forgotten == '1' or (over and clock_ms() - tonumber(over) > tonumber(ARGV[3])) then
   return answer(0)
 end
 local kept = answer(over and 2 or 1)
