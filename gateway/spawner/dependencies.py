@@ -199,9 +199,7 @@ class Dependencies:
             os.environ, node=node.program, fallback_home=self.root.parent / "npm-cache"
         )
         try:
-            child = await spawn(
-                [*node.npm, *arguments], cwd=folder, env=env, mark=mark, lines=tell
-            )
+            child = await spawn([*node.npm, *arguments], cwd=folder, env=env, mark=mark, lines=tell)
         except OSError as exc:
             raise SpawnFailed(f"npm cannot be run: {exc.strerror}") from exc
         try:

@@ -10,7 +10,6 @@ import json
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,15 +18,13 @@ import pytest
 
 from gateway.spawner.kube.manifest import GENERATION_LABEL, SESSION_LABEL, SLOT_LABEL
 from tests.e2e.conftest import Store
-from tests.e2e.fleet import STATIC, Fleet, Load, run_fleet, until
-from tests.e2e.replicas import Api, ReplicaProcess
+from tests.e2e.fleet import STATIC, Load, run_fleet, until
+from tests.e2e.pods import Pods, gone, settings, text_of
+from tests.e2e.replicas import ReplicaProcess
 from tests.kube.cluster import FakeCluster
-from tests.kube.failures import Kind
-from tests.kube.statuses import internal_error, too_many_requests
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(180)]
 
-LEASE_SECONDS: Final = 2.0
 VITE: Final[dict[str, Any]] = {
     "packageJson": {"type": "module", "devDependencies": {"vite": "^8"}},
     "files": [
@@ -35,50 +32,6 @@ VITE: Final[dict[str, Any]] = {
         {"path": "main.js", "content": "import.meta.hot.accept(); export const shade = 'red'"},
     ],
 }
-
-
-@dataclass
-class Pods:
-    """Replicas, and the cluster in which they run previews."""
-
-    fleet: Fleet
-    cluster: FakeCluster
-
-    def api(self, number: int) -> Api:
-        """The API of a replica."""
-        return self.fleet.api(self.fleet.replicas[number])
-
-    def of(self, session_id: str) -> list[dict[str, Any]]:
-        """The pods of a session."""
-        return [
-            pod
-            for pod in self.cluster.pods.values()
-            if pod["metadata"]["labels"].get(SESSION_LABEL) == session_id
-        ]
-
-    def uids(self, session_id: str) -> list[str]:
-        """Which pods a session has."""
-        return sorted(pod["metadata"]["uid"] for pod in self.of(session_id))
-
-
-def settings(store: Store, cluster: FakeCluster, folder: Path, **more: str) -> dict[str, str]:
-    """Environment of a replica. The machine's cache of packages stands for a registry near by."""
-    template = folder / "template.json"
-    cache = {"name": "npm_config_cache", "value": str(Path.home() / ".npm")}
-    template.write_text(json.dumps({"container": {"env": [cache]}}))
-    return {
-        "GATEWAY_REDIS_URL": store.url,
-        "GATEWAY_LEASE_SECONDS": str(LEASE_SECONDS),
-        "GATEWAY_SPAWNER": "kubernetes",
-        "GATEWAY_KUBE_API_URL": cluster.url,
-        "GATEWAY_KUBE_NAMESPACE": cluster.namespace,
-        "GATEWAY_POD_IMAGE": "previews:test",
-        "GATEWAY_POD_AGENT_IMAGE": "preview-gateway:test",
-        "GATEWAY_POD_TEMPLATE_FILE": str(template),
-        "GATEWAY_POD_START_SECONDS": "20",
-        "GATEWAY_DRAIN_GRACE_SECONDS": "1",
-        **more,
-    }
 
 
 @pytest.fixture
@@ -100,26 +53,6 @@ async def pods(
     environ = settings(store, cluster, tmp_path)
     async with run_fleet(http, data_dir, environ, count=3) as fleet:
         yield Pods(fleet, cluster)
-
-
-@pytest.fixture
-async def lone(
-    store: Store,
-    cluster: FakeCluster,
-    data_dir: Path,
-    tmp_path: Path,
-    http: aiohttp.ClientSession,
-) -> AsyncIterator[Pods]:
-    """One replica that does not wait long for a pod."""
-    environ = settings(store, cluster, tmp_path, GATEWAY_POD_START_SECONDS="15")
-    async with run_fleet(http, data_dir, environ, count=1) as fleet:
-        yield Pods(fleet, cluster)
-
-
-async def text_of(pods: Pods, replica: ReplicaProcess, session_id: str) -> str:
-    async with pods.fleet.http.get(f"{replica.url}/preview/{session_id}/") as response:
-        assert response.status == 200, await response.text()
-        return await response.text()
 
 
 async def test_a_preview_in_a_pod_is_served_by_every_replica_and_stopped_by_any(
@@ -187,7 +120,7 @@ async def test_a_preview_survives_the_replica_that_made_it_with_socket_and_pod(p
         lost = pods.fleet.replicas[0]
         pods.fleet.ready.remove(lost)
         lost.kill(signal.SIGKILL)
-        adopted = await until_adopted(pods, 1, name)
+        adopted = await until_adopted(pods, 1, session)
         assert adopted["generation"] == session["generation"]
         # The former owner's part is done by another: edits arrive, on the same open socket.
         await edited(pods, 1, name, "blue")
@@ -196,17 +129,16 @@ async def test_a_preview_survives_the_replica_that_made_it_with_socket_and_pod(p
     assert pods.uids(name) == uids, "the same pod, and no other"
 
 
-async def until_adopted(pods: Pods, number: int, session_id: str) -> dict[str, Any]:
-    """The session, once it has another owner."""
-    first = (await pods.api(number).call("GET", f"/api/v1/sessions/{session_id}"))[1]
-    found = first
+async def until_adopted(pods: Pods, number: int, session: dict[str, Any]) -> dict[str, Any]:
+    """The session, once it has another owner than it had."""
+    found = session
 
     async def moved() -> bool:
         nonlocal found
-        found = (await pods.api(number).call("GET", f"/api/v1/sessions/{session_id}"))[1]
-        return bool(found["owner"] != first["owner"])
+        _, found = await pods.api(number).call("GET", f"/api/v1/sessions/{session['id']}")
+        return bool(found["owner"] != session["owner"])
 
-    await until(moved, seconds=20)
+    await until(moved, seconds=30)
     assert found["state"] == "ready"
     return found
 
@@ -219,7 +151,7 @@ async def test_a_rolling_restart_fails_no_request_and_touches_no_pod(pods: Pods)
         for replica in old:
             await pods.fleet.add()
             assert await replica.stop() == 0
-    assert load.failures == [], load.failures[:5]
+    assert load.failures == []
     assert {name: pods.uids(name) for name in sessions} == before
     assert {len(load.seen[name]) for name in sessions} == {1}, "one generation each"
     for replica in old:
@@ -237,7 +169,7 @@ async def test_previews_survive_the_loss_of_all_replicas(pods: Pods) -> None:
     assert await text_of(pods, newcomer, name) == f"{name}.{session['generation']}"
     await until_stopped_by(pods, newcomer, name)
     assert uids
-    assert pods.of(name) == []
+    await gone(pods, name)
 
 
 async def until_stopped_by(pods: Pods, replica: ReplicaProcess, session_id: str) -> None:
@@ -286,104 +218,6 @@ async def test_a_pod_that_no_session_wants_is_removed_and_a_wanted_one_is_not(po
     assert pods.of(wanted)
 
 
-# -- what befalls pods -----------------------------------------------------------------------------
-
-START_FAILURES: Final = {
-    "unschedulable": "no node has room for its pod",
-    "image": "cannot be had",
-    "config": "its container cannot be started",
-    "init": "the agent could not be brought into its pod",
-    "oom": "ran out of memory",
-}
-
-
-@pytest.mark.parametrize(("kind", "sentence"), START_FAILURES.items())
-async def test_fault_40_a_pod_that_cannot_start_fails_its_session_with_a_sentence(
-    lone: Pods, kind: Kind, sentence: str
-) -> None:
-    lone.cluster.kubelet.failures.add(kind)
-    status, session = await lone.api(0).call(
-        "POST", "/api/v1/sessions?wait=ready&timeout=30", STATIC
-    )
-    assert (status, session["state"]) == (201, "failed"), session
-    assert sentence in session["reason"]
-    assert await gone(lone, session["id"])
-    again = await lone.api(0).create({**STATIC, "id": session["id"]}, ready=True)
-    assert again["generation"] > session["generation"]
-
-
-async def gone(pods: Pods, session_id: str) -> bool:
-    async def none() -> bool:
-        return not pods.of(session_id)
-
-    await until(none, seconds=20)
-    return True
-
-
-async def test_fault_40_a_quota_that_is_used_up_is_told_in_a_sentence(lone: Pods) -> None:
-    lone.cluster.faults.quota = ("previews", 0)
-    _, session = await lone.api(0).call("POST", "/api/v1/sessions?wait=ready&timeout=30", STATIC)
-    assert session["state"] == "failed"
-    assert "the quota of the namespace is used up" in session["reason"]
-
-
-async def test_fault_40_what_ends_a_pod_that_serves_is_told_and_the_preview_starts_again(
-    lone: Pods,
-) -> None:
-    session = await lone.api(0).create(STATIC, ready=True)
-    name = session["id"]
-    (pod,) = lone.of(name)
-    lone.cluster.kubelet.oom_kill(pod["metadata"]["name"])
-    assert "ran out of memory" in (await ended(lone, name, "failed"))["reason"]
-    # Of these the preview is innocent: the next request has another pod.
-    for befall in (evict, remove_by_hand):
-        other = (await lone.api(0).create(STATIC, ready=True))["id"]
-        (pod,) = lone.of(other)
-        await befall(lone, pod["metadata"]["name"])
-        assert (await ended(lone, other, "sleeping"))["reason"].startswith("its pod was ")
-        assert await text_of(lone, lone.fleet.replicas[0], other)
-
-
-async def evict(pods: Pods, name: str) -> None:
-    await pods.cluster.kubelet.evict(name)
-
-
-async def remove_by_hand(pods: Pods, name: str) -> None:
-    url = f"{pods.cluster.url}/api/v1/namespaces/{pods.cluster.namespace}/pods/{name}"
-    async with pods.fleet.http.delete(url) as response:
-        assert response.status == 200
-
-
-async def ended(pods: Pods, session_id: str, state: str) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-
-    async def there() -> bool:
-        nonlocal found
-        found = (await pods.api(0).call("GET", f"/api/v1/sessions/{session_id}"))[1]
-        return bool(found["state"] == state)
-
-    await until(there, seconds=20)
-    return found
-
-
-async def test_fault_40_creates_and_stops_ride_out_an_api_server_that_stumbles(lone: Pods) -> None:
-    faults = lone.cluster.faults
-    for trouble in (
-        lambda: faults.refuse(None, lambda: too_many_requests(1), times=2),
-        lambda: faults.refuse(None, internal_error, times=2),
-        lambda: faults.lose_reply("create"),
-        lambda: faults.drop(None),
-        faults.drop_watches,
-        faults.expire_watches,
-    ):
-        trouble()
-        name = (await lone.api(0).create(STATIC, ready=True))["id"]
-        assert len(lone.of(name)) == 1
-        status, stopped = await lone.api(0).call("POST", f"/api/v1/sessions/{name}/stop")
-        assert (status, stopped["state"]) == (200, "stopped")
-        assert await gone(lone, name)
-
-
 # -- pods that wait --------------------------------------------------------------------------------
 
 
@@ -411,7 +245,7 @@ async def test_a_pod_that_waited_is_taken_once_and_replaced(
         for name in names:
             assert await text_of(pods, fleet.replicas[0], name)
             await pods.api(1).call("POST", f"/api/v1/sessions/{name}/stop")
-            assert await gone(pods, name)
+            await gone(pods, name)
 
 
 def waiting(pods: Pods) -> list[str]:

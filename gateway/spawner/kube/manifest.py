@@ -162,7 +162,7 @@ class Manifests:
         }
 
     def _preview_container(self, token: str) -> dict[str, Any]:
-        settings = self._settings
+        settings, most = self._settings, self._settings.max_session_bytes
         limits = {
             "cpu": settings.pod_cpu,
             "memory": settings.pod_memory,
@@ -184,6 +184,13 @@ class Manifests:
                     "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}},
                 },
                 {"name": "PREVIEW_AGENT_PORT", "value": str(AGENT_PORT)},
+                {
+                    "name": "PREVIEW_AGENT_GRACE_SECONDS",
+                    "value": f"{settings.stop_grace_seconds:g}",
+                },
+                # All files of a session as JSON, before and after they are inflated.
+                {"name": "PREVIEW_AGENT_MAX_BODY_BYTES", "value": str(2 * most)},
+                {"name": "PREVIEW_AGENT_MAX_INFLATED_BYTES", "value": str(3 * most)},
                 {"name": "PREVIEW_ROOT", "value": "/preview"},
                 *self._template.env,
             ],
@@ -195,7 +202,7 @@ class Manifests:
             "readinessProbe": {
                 "httpGet": {"path": "/healthz", "port": "agent"},
                 "periodSeconds": 2,
-                "timeoutSeconds": 2,
+                "timeoutSeconds": 5,  # it may be busy with a large tree
             },
             "securityContext": _confined(),
             "resources": {"requests": requests, "limits": limits},

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 from gateway.errors import (
@@ -27,7 +27,14 @@ from gateway.session import Endpoint, SessionId
 from gateway.settings import PREFIX
 from gateway.spawner.base import DevServer, Found, Job, Reports
 from gateway.spawner.kube.agent import Agent
-from gateway.spawner.kube.agent_wire import AgentEvent, ExitEvent, GapEvent, LogEvent, PhaseEvent
+from gateway.spawner.kube.agent_wire import (
+    AgentEvent,
+    AgentExit,
+    ExitEvent,
+    GapEvent,
+    LogEvent,
+    PhaseEvent,
+)
 from gateway.spawner.kube.equipment import Equipment
 from gateway.spawner.kube.manifest import DEV_PORT, NONCE, Pod, Purpose
 from gateway.spawner.kube.orders import make_order
@@ -54,6 +61,8 @@ _TAKEN_PAUSE_SECONDS: Final = 0.5
 _SILENCE_SECONDS: Final = 30.0
 #: For the agent to answer whoever adopts its dev server.
 _ADOPT_SECONDS: Final = 15.0
+#: A process that has waited needs a hundredth of this; if it hangs, a new one is started.
+_WARM_SECONDS: Final = 10.0
 _RETRY_PAUSE_SECONDS: Final = 0.5
 #: The agent keeps the limit of an install itself.
 _SPARE_SECONDS: Final = 10.0
@@ -152,25 +161,26 @@ class Preview:
 
     async def _start(self, job: Job, plan: Plan) -> DevServer:
         agent, endpoint = self._reach()
-        await agent.push_tree(
+        state = await agent.push_tree(
             self.session_id,
             generation=self.generation,
             revision=job.revision,
             files=job.files,
         )
         self._revision = job.revision
-        self._look_after(agent, after=0)
+        # What it said before, while it waited for a session, is nobody's log.
+        self._look_after(agent, after=state.last_event)
         order = make_order(self._settings, job, plan, endpoint)
-        if await agent.start(order):
-            log.info("%s is served by a process that had waited", self.purpose.name)
+        is_warm = await agent.start(order)
         limit = self._settings.install_timeout_seconds + _SPARE_SECONDS
         if not await self._before_end(self._starting.wait(), limit):
             raise SpawnFailed(f"the agent did not start {plan.title} within {limit:g} s")
+        if is_warm and not await self._answers(job, plan, endpoint, _WARM_SECONDS):
+            log.info("%s: a process that had waited did not serve it", self.purpose.name)
+            await agent.start(replace(order, attempt=order.attempt + 1, line=""))
+            is_warm = False
         limit = self._settings.start_timeout_seconds
-        accept = plan.framework.probe_accept if plan.framework else "*/*"
-        request = ping_request(port=endpoint.port, base=job.base, accept=accept)
-        answer = until_it_answers(endpoint, request, silence_will_do=plan.framework is None)
-        if not await self._before_end(answer, limit):
+        if not is_warm and not await self._answers(job, plan, endpoint, limit):
             raise SpawnFailed(
                 f"{plan.title} did not listen on {endpoint} within {limit:g} s: does it take its "
                 f"address from {{host}} and {{port}}? {PREFIX}START_TIMEOUT_SECONDS raises the "
@@ -179,6 +189,13 @@ class Preview:
             )
         self._own(self._watch(), "watch")
         return DevServer(endpoint, plan.hmr)
+
+    async def _answers(self, job: Job, plan: Plan, endpoint: Endpoint, seconds: float) -> bool:
+        """Wait for the dev server's first answer. Raises SpawnFailed if the pod ends."""
+        accept = plan.framework.probe_accept if plan.framework else "*/*"
+        request = ping_request(port=endpoint.port, base=job.base, accept=accept)
+        answer = until_it_answers(endpoint, request, silence_will_do=plan.framework is None)
+        return await self._before_end(answer, seconds)
 
     async def _before_end(self, event: Awaitable[object], seconds: float) -> bool:
         """Wait for ``event``; False if it does not come in time. SpawnFailed if the pod ends."""
@@ -225,16 +242,23 @@ class Preview:
         """Put edits into the pod. Raises BadFiles; waits while its agent cannot be reached."""
         if (agent := self._agent) is None or self._ended.done():
             return
-        await _answered(
-            lambda: agent.patch_files(
-                generation=self.generation,
-                base_revision=self._revision,
-                revision=revision,
-                write=write,
-                delete=delete,
-            )
-        )
-        self._revision = revision
+        while self._revision < revision:
+            try:
+                await _answered(
+                    lambda: agent.patch_files(
+                        generation=self.generation,
+                        base_revision=self._revision,
+                        revision=revision,
+                        write=write,
+                        delete=delete,
+                    )
+                )
+                self._revision = revision
+            except RevisionConflict as exc:
+                # The former owner's last edit came after all. What is written now holds it, too.
+                if exc.current <= self._revision:
+                    raise
+                self._revision = exc.current
 
     async def read(self, paths: Collection[str]) -> dict[str, bytes]:
         """What these files hold now; nothing if the agent cannot be asked."""
@@ -302,16 +326,16 @@ class Preview:
                 self._reports.phase("starting", detail)
                 self._starting.set()
             case ExitEvent(generation=self.generation, exit=exit_) if not exit_.requested:
-                self._end_with(Trouble(self._why(exit_.during == "install", exit_.ending)))
+                self._end_with(Trouble(self._why(exit_)))
 
-    def _why(self, installing: bool, ending: str) -> str:
+    def _why(self, exit_: AgentExit) -> str:
         """Why what ran has ended, in a sentence."""
-        if installing:
-            return npm_reason("npm", ending, list(self._tail))
+        if exit_.during == "install":
+            return exit_.reason or npm_reason("npm", exit_.ending, list(self._tail))
         for line in reversed(self._tail):
             if line.startswith(_REASON):
                 return line.removeprefix(_REASON)
-        return f"the dev server {ending}; see the end of the log"
+        return exit_.reason or f"the dev server {exit_.ending}; see the end of the log"
 
     @property
     def _log_tail(self) -> str:
