@@ -29,10 +29,10 @@ COMPILED_TESTS ?= $(COMPILED_UNITS:%=tests/unit/test_%.py) tests/protocol tests/
 	tests/e2e/test_main_job.py tests/e2e/test_streams.py tests/e2e/test_loopback.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pure test-compiled compiled lint bench fuzz lock docs clean
+.PHONY: help setup demo test test-pure test-compiled test-k8s compiled lint bench fuzz lock docs clean
 
 help: ## Show what there is
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## Make .venv, with .venv/bin/preview-gateway in it
 	@:
@@ -67,6 +67,9 @@ test-compiled: setup
 			$(NONE_MEANT); } && \
 		{ $(PYTEST_COMPILED) $(ALONE) $(PYTEST_FLAGS) || $(NONE_MEANT); }; \
 	fi
+
+test-k8s: setup ## Test replicas on the cluster that kubectl points to
+	PREVIEW_K8S_TEST=1 $(BIN)/pytest tests/k8s --junit-xml build/k8s-test/junit.xml $(PYTEST_FLAGS)
 
 compiled: $(COMPILED)/.stamp ## Compile the data plane, into build/compiled
 	@:

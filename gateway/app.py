@@ -39,6 +39,7 @@ from gateway.workers.supervisor import Workers
 
 log: Final = logging.getLogger(__name__)
 
+_EVERYWHERE: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared, not bound
 #: A key that nobody has set outlives every link.
 _KEY_SECONDS: Final = 10 * 365 * 86400
 
@@ -54,8 +55,10 @@ class Gateway:
 
     @property
     def url(self) -> str:
-        """Where this replica answers."""
+        """Where this replica answers; one that listens everywhere does so where others reach it."""
         host = self.settings.host
+        if host in _EVERYWHERE:
+            host = self.settings.advertise_host
         shown = f"[{host}]" if ":" in host else host
         return f"http://{shown}:{self.settings.port}"
 
