@@ -391,9 +391,9 @@ class LifeMachine(RuleBasedStateMachine):
 
     async def _problems(self) -> list[str]:
         found = []
-        registry = self.members["a"].registry
         for session_id in IDS:
-            session, runs = await registry.session(session_id), self.world.runs(session_id)
+            session = await self.known(session_id)
+            runs = self.world.runs(session_id)
             alive = self.told.get(session_id)
             state = session.state if session else None
             if alive:
@@ -406,6 +406,11 @@ class LifeMachine(RuleBasedStateMachine):
             elif runs or (state not in ENDED if alive is False else state is not None):
                 found.append(f"{session_id} is {state}, and {runs} run; it should have ended")
         return found
+
+    async def known(self, session_id: SessionId) -> Session | None:
+        """What the registry knows, however long it takes to say so."""
+        member = self.reachable[0]
+        return await self.served(lambda: member.registry.session(session_id), member)
 
     async def _routed(self, member: Member, session_id: SessionId) -> tuple[SessionId, int] | None:
         try:
@@ -467,9 +472,8 @@ def _lose_a_network(machine: LifeMachine) -> None:
 
 
 async def _taken_over(machine: LifeMachine, session_id: SessionId) -> None:
-    registry = machine.members["b"].registry
     while True:
-        session = await registry.session(session_id)
+        session = await machine.known(session_id)
         if session and session.state is State.READY and session.replica != "a":
             return
         await asyncio.sleep(0.05)  # another replica's doing
