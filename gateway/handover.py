@@ -110,9 +110,7 @@ class Handover:
                         heir=heir,
                     )
                     session = await self._waiter.wait(
-                        holding.id,
-                        lambda now: now.owner != self._replica.owner,
-                        seconds=_OFFER_SECONDS,
+                        holding.id, self._is_over(heir), seconds=_OFFER_SECONDS
                     )
                 except (Fenced, SessionNotFound) as exc:
                     log.info("session %s moved on meanwhile: %s", holding.id, exc)
@@ -121,6 +119,10 @@ class Handover:
                     log.info("session %s was handed over to %s", holding.id, session.owner)
                     return True
         return False
+
+    def _is_over(self, heir: str) -> Callable[[Session], bool]:
+        """Whether an offer was taken, or has ended with a move of the session."""
+        return lambda now: now.owner != self._replica.owner or now.heir != heir
 
     def _is_worth_it(self, session: Session, holding: Holding) -> bool:
         is_ours = session.owner == self._replica.owner and session.generation == holding.generation

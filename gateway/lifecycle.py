@@ -390,11 +390,26 @@ class Lifecycle:
 
     async def take_over(self, session: Session, *, in_turn: bool = False) -> None:
         """Claim a session and start it. Raises Fenced if somebody else did."""
-        claimed = await self._registry.claim(
-            session.id, owner=self.replica.owner, generation=session.generation
-        )
+        try:
+            claimed = await self._registry.claim(
+                session.id, owner=self.replica.owner, generation=session.generation
+            )
+        except RegistryUnavailable:
+            claimed = await self._claimed_after_all(session)
         log.info("session %s is taken over from %s", session.id, session.owner or "nobody")
         self._begin(claimed, in_turn=in_turn)
+
+    async def _claimed_after_all(self, session: Session) -> Session:
+        """What a claim has made whose answer was lost; raises RegistryUnavailable if nothing."""
+        found = await self._registry.session(session.id)
+        if (
+            found is None
+            or found.owner != self.replica.owner
+            or found.generation <= session.generation
+            or found.state is not State.STARTING
+        ):
+            raise RegistryUnavailable(f"session {session.id} could not be claimed: try again")
+        return found
 
     async def adopt(self, session: Session) -> bool:
         """Look after the dev server of a READY session that outlives its owner; False if none does.

@@ -9,7 +9,7 @@ from typing import Final
 
 import pytest
 
-from gateway.errors import SpawnFailed
+from gateway.errors import RegistryUnavailable, SpawnFailed
 from gateway.session import Session, SessionId, State
 from tests.contract.conftest import ID, Opener, Relay, Server, new_session
 from tests.contract.lives import Replicated, Start, lives
@@ -69,6 +69,38 @@ async def test_survivors_share_what_a_lost_replica_held(start: Start) -> None:
     assert min(owners.values()) >= 6, "each survivor takes its part"
     started = [job.session_id for job in (*b.spawner.started, *c.spawner.started)]
     assert sorted(started) == names, "none is started twice"
+
+
+async def test_a_claim_whose_answer_is_lost_is_found_and_started_at_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = await start("a"), await start("b")
+    (before,) = await ready_on(a, ID)
+    claim = b.registry.claim
+
+    async def unheard(session_id: SessionId, *, owner: str, generation: int) -> Session:
+        await claim(session_id, owner=owner, generation=generation)
+        raise RegistryUnavailable("both answers are lost")
+
+    monkeypatch.setattr(b.registry, "claim", unheard)
+    await b.life.take_over(before)
+    after = await elsewhere(b, before)
+    assert [job.generation for job in b.spawner.started] == [after.generation]
+
+
+async def test_a_claim_that_did_not_happen_starts_nothing(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = await start("a"), await start("b")
+    (before,) = await ready_on(a, ID)
+
+    async def refused(*_: object, **__: object) -> Session:
+        raise RegistryUnavailable("nothing has arrived")
+
+    monkeypatch.setattr(b.registry, "claim", refused)
+    with pytest.raises(RegistryUnavailable):
+        await b.life.take_over(before)
+    assert b.spawner.started == []
 
 
 async def test_what_the_first_in_the_order_does_not_take_is_taken_by_the_next(
