@@ -141,8 +141,8 @@ def test_every_file_of_the_package_is_in_the_gateway_images(
     images: dict[str, Image], work: Path
 ) -> None:
     ours = {
-        path.relative_to(work / "gateway"): path
-        for path in (work / "gateway").rglob("*")
+        path.relative_to(work / "context" / "gateway"): path
+        for path in (work / "context" / "gateway").rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
     assert {".py", ".lua", ".mjs", ".html"} <= {path.suffix for path in ours}

@@ -135,7 +135,7 @@ def test_the_gateway_image_brings_the_agent_that_the_preview_image_runs(
     agent = {"/agent": work / "agent"}
     init = start("gateway", command=["preview-gateway", "install-agent", "/agent"], folders=agent)
     assert init.ended() == 0, init.log
-    ours = work / "gateway" / "spawner" / "launchers" / "agent.mjs"
+    ours = work / "context" / "gateway" / "spawner" / "launchers" / "agent.mjs"
     assert (work / "agent" / "agent.mjs").read_bytes() == ours.read_bytes()
     pod = start(
         "preview",
