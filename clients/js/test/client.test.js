@@ -221,7 +221,10 @@ test("who leaves a stream closes its connection", async (t) => {
 });
 
 test("time that the reader takes is no silence", async (t) => {
-  const { url, asked } = await serving(t, (response) => response.end(STREAM));
+  const { url, asked } = await serving(t, (response) => {
+    begun('id: 1-0\nevent: log\ndata: {}\n\n')(response);
+    setTimeout(() => response.end('id: 2-0\nevent: end\ndata: {}\n\n'), 250);
+  });
   for await (const event of new Client(url, { silenceSeconds: 0.1 }).events("some-id-1")) {
     if (event.id === "1-0") await new Promise((resolve) => setTimeout(resolve, 300));
   }
