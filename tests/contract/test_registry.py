@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import socket
@@ -878,18 +877,6 @@ async def test_cancelled_listeners_leave_no_gap_for_the_next_one(
             while event.id != entry:
                 event = await _next(stream)
         await asyncio.gather(task, return_exceptions=True)
-
-
-async def test_a_slow_listener_is_dropped_and_can_resume() -> None:
-    async def read(after: str) -> Past:
-        return Past([], complete=True, ended=False)
-
-    stream = EventStream(ID, "0", read, longest_feed=3)
-    for n in range(1, 6):
-        stream.heard(json.dumps([f"{n}-0", "log", "{}"]).encode())
-    assert [(await _next(stream)).id for _ in range(3)] == ["1-0", "2-0", "3-0"]
-    with pytest.raises(RegistryUnavailable, match="resume"):
-        await _next(stream)
 
 
 @pytest.mark.parametrize("after", ["", "x", "$", "1-2-3", "99999999999999999999-1", "-1"])
