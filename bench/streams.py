@@ -271,7 +271,7 @@ async def measure_slow(found: Replica, client: Client, effort: Effort) -> list[M
         ),
         Measured(
             "slow-dropped",
-            f"from the first of these events until it is dropped, {_WRITE_IDLE_SECONDS} s of it silent",
+            f"until it is dropped (GATEWAY_WRITE_IDLE_SECONDS={_WRITE_IDLE_SECONDS})",
             seconds,
             "s",
         ),
