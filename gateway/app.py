@@ -183,7 +183,10 @@ class Gateway:
     async def _open_site(
         self, application: web.Application, make: Callable[[web.AppRunner], web.BaseSite]
     ) -> None:
-        runner = web.AppRunner(application, access_log=None, shutdown_timeout=1.0)
+        # Bodies come as they are: the API says what it does not take, before anything is unfolded.
+        runner = web.AppRunner(
+            application, access_log=None, shutdown_timeout=1.0, auto_decompress=False
+        )
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
         await make(runner).start()

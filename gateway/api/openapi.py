@@ -225,24 +225,19 @@ def _answer(answer: Answer, schemas: Schemas, links: Links) -> dict[str, Any]:
 
 
 def _links(operations: Iterable[Operation]) -> Links:
-    """By the place of an id in an answer: the calls that it leads to."""
-    places = {
-        answer.session_at
-        for found in operations
-        for answer in found.answers.values()
-        if answer.session_at
-    }
-    return {
-        place: {
-            found.name + place.replace("/", "-"): {
-                "operationId": found.name,
-                "parameters": {"id": f"$response.body#{place}"},
+    """By the place of an id in an answer: the calls that it leads to, of the same generation."""
+    links: dict[str, dict[str, dict[str, Any]]] = {}
+    for source in operations:
+        for place in {answer.session_at for answer in source.answers.values()} - {""}:
+            links[place] = {
+                found.name + place.replace("/", "-"): {
+                    "operationId": found.name,
+                    "parameters": {"id": f"$response.body#{place}"},
+                }
+                for found in operations
+                if found.is_of_session and (found.shape is None) == (source.shape is None)
             }
-            for found in operations
-            if found.is_of_session
-        }
-        for place in sorted(places)
-    }
+    return links
 
 
 # -- what goes wrong -------------------------------------------------------------------------------

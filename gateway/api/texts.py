@@ -18,8 +18,8 @@ token is good for. Errors are `application/problem+json` (RFC 9457):
 their type says: `"60"` is no number. Fields and parameters that there are not are refused, and so
 is a parameter that comes twice. Bodies without files may have 256 KiB, others
 `GATEWAY_MAX_API_BODY_BYTES`; more is 413, and too many large ones at the same time are 503
-`overloaded`. A body may have `Content-Encoding: gzip` or `deflate`; what it unfolds to is what
-counts. Answers may get further members: skip those that you do not know.
+`overloaded`. A body with a `Content-Encoding` is 415. Answers may get further members: skip those
+that you do not know.
 
 Where there is `GET` there is `HEAD`. Any other method is 405, with those that there are in
 `Allow`, and `OPTIONS` names them, too. Another type of content than a call takes is 415, with the

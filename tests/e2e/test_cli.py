@@ -19,6 +19,7 @@ import aiohttp
 import psutil
 import pytest
 
+from gateway.api.catalogue import document
 from tests.e2e.calls import fresh_id
 from tests.e2e.conftest import ROOT
 
@@ -242,10 +243,18 @@ async def test_a_switch_can_be_turned_on_and_off_by_a_flag(settings: dict[str, s
         assert json.loads(shown)["keep_hmr_sockets"] is value
 
 
+async def test_the_document_of_the_api_is_printed_without_a_gateway(
+    settings: dict[str, str],
+) -> None:
+    status, out, err = await run(settings, "openapi")
+    assert (status, err) == (0, "")
+    assert json.loads(out) == document()
+
+
 async def test_help_names_every_command_and_setting(settings: dict[str, str]) -> None:
     status, out, _ = await run(settings, "--help")
     assert status == 0
-    for command in ("serve", "up", "ls", "logs", "stop", "doctor", "check-config"):
+    for command in ("serve", "up", "ls", "logs", "stop", "doctor", "check-config", "openapi"):
         assert re.search(rf"^    {command}\s+\w", out, re.MULTILINE)
     status, out, _ = await run({**settings, "COLUMNS": "100"}, "serve", "--help")
     assert status == 0

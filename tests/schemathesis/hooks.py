@@ -15,6 +15,11 @@ from schemathesis import Case, HookContext
 
 _TARGET: Final = os.environ["SCHEMATHESIS_TARGET"]
 _NUMBERS: Final = itertools.count()
+#: What decides whether a session can be made, and how long it lives.
+_MADE_HERE: Final = (
+    *("files", "packageJson", "framework", "command", "env", "target"),
+    *("id", "ttlSeconds"),
+)
 #: What every second session is made of.
 _FILES: Final[list[Any]] = [{"path": "a.txt", "content": "a"}]
 
@@ -25,7 +30,7 @@ def before_call(_: HookContext, case: Case[Any], __: dict[str, Any]) -> None:
     if case.meta is None or not case.meta.generation.mode.is_positive:
         return
     if case.operation.label == "POST /api/v1/sessions" and isinstance(case.body, dict):
-        for name in ("files", "packageJson", "framework", "command", "env", "target", "id"):
+        for name in _MADE_HERE:
             case.body.pop(name, None)
         case.query.pop("session", None)
         if next(_NUMBERS) % 2:
