@@ -1,6 +1,6 @@
 # Three images of one source; docs/image.md has what each is for, and what is checked of them:
 #
-#   docker build --target gateway -t preview-gateway .           leaves dev servers to something else
+#   docker build --target gateway -t preview-gateway:gateway .   leaves dev servers to something else
 #   docker build --target process -t preview-gateway:process .   runs dev servers itself: with Node.js
 #   docker build --target preview -t preview-gateway:preview .   what a preview's pod runs: no gateway
 #

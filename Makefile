@@ -29,7 +29,7 @@ COMPILED_TESTS ?= $(COMPILED_UNITS:%=tests/unit/test_%.py) tests/protocol tests/
 	tests/e2e/test_main_job.py tests/e2e/test_streams.py tests/e2e/test_loopback.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pure test-compiled test-k8s compiled lint bench fuzz lock docs clean
+.PHONY: help setup demo test test-pure test-compiled test-image test-k8s compiled lint bench fuzz lock docs clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -49,7 +49,7 @@ lint: setup ## Check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test: lint test-pure test-compiled ## Run every check and test (PYTEST_FLAGS="-k name")
+test: lint test-pure test-compiled test-image ## Run every check and test (PYTEST_FLAGS="-k name")
 
 # pytest's status 5: none of these tests was meant by PYTEST_FLAGS.
 NONE_MEANT = { [ $$? -eq 5 ] && [ -n "$(strip $(PYTEST_FLAGS))" ]; }
@@ -67,6 +67,12 @@ test-compiled: setup
 			$(NONE_MEANT); } && \
 		{ $(PYTEST_COMPILED) $(ALONE) $(PYTEST_FLAGS) || $(NONE_MEANT); }; \
 	fi
+
+test-image: setup ## Build the images and run them (Debian, as root)
+	@if [ -z "$$CI" ] && ! { [ "$$(id -u)" = 0 ] && command -v buildah && command -v crun && \
+			command -v mmdebstrap; } >/dev/null; then \
+		echo "test: no root, buildah, crun or mmdebstrap: the images are not checked"; \
+	else scripts/check-image; fi
 
 test-k8s: setup ## Test replicas on the cluster that kubectl points to
 	PREVIEW_K8S_TEST=1 $(BIN)/pytest tests/k8s --junit-xml build/k8s-test/junit.xml $(PYTEST_FLAGS)
