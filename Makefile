@@ -109,6 +109,8 @@ $(BIN)/uv: | $(STAMP)
 docs: setup ## Write the generated parts of the documentation again
 	$(BIN)/python scripts/settings_table.py README.md
 	$(BIN)/python scripts/fault_table.py docs/faults.md
+	$(BIN)/python scripts/api_reference.py docs/api.md
+	$(BIN)/python -m bench.sizing --record
 
 clean: ## Remove the environment and what tools left behind
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
