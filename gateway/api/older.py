@@ -15,7 +15,7 @@ from gateway.session import State
 class Older(BaseModel):
     """Fields that are not known are of no interest: callers send many."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True, strict=True)
+    model_config = ConfigDict(defer_build=True, extra="ignore", frozen=True, strict=True)
 
 
 class OlderFile(Older):

@@ -57,7 +57,11 @@ class Query(BaseModel):
     """The parameters of a call; none, unless a subclass has some."""
 
     model_config = ConfigDict(
-        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True
+        alias_generator=to_camel,
+        populate_by_name=True,
+        defer_build=True,
+        extra="forbid",
+        frozen=True,
     )
 
 

@@ -25,7 +25,9 @@ _EXAMPLE_URL: Final = "http://127.0.0.1:8080"
 class View(BaseModel):
     """Something that is answered."""
 
-    model_config = ConfigDict(alias_generator=to_camel, populate_by_name=True, frozen=True)
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, defer_build=True, frozen=True
+    )
 
 
 class FileView(View):

@@ -328,7 +328,8 @@ async def test_a_stop_during_a_hand_over_ends_both_dev_servers(start: Start) -> 
 
 
 async def test_what_comes_to_a_replica_that_leaves_starts_elsewhere(start: Start) -> None:
-    a, b = await start("a"), await start("b")
+    # On a busy machine a lease of a second may run out, and nobody else is left then.
+    a, b = await start("a", lease_seconds=5.0), await start("b", lease_seconds=5.0)
     (sleeper,) = await ready_on(b, "sleeper-1")
     await b.life.put_to_sleep(sleeper.id, reason="a test")
     a.life.leave()

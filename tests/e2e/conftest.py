@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -18,7 +19,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 from playwright.async_api import Browser, Page, async_playwright
 
-from tests.conftest import find_valkey
+from tests.conftest import DEPENDENCIES, find_valkey
 from tests.e2e.replicas import Api, ReplicaProcess
 
 ROOT: Final = Path(__file__).resolve().parents[2]
@@ -36,8 +37,17 @@ BROWSER_FLAGS: Final = [
 
 @pytest.fixture(scope="session")
 def data_dir() -> Iterator[Path]:
-    """One data directory for all tests, so that dependencies are installed once."""
+    """One data directory for all tests; dependencies are installed once for all workers."""
     folder = Path(tempfile.mkdtemp(prefix="pgw-e2e-"))
+    (folder / "dependencies").symlink_to(os.environ[DEPENDENCIES])
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def scratch() -> Iterator[Path]:
+    """An empty folder whose path is short enough for a socket in it."""
+    folder = Path(tempfile.mkdtemp(prefix="pgw-"))
     yield folder
     shutil.rmtree(folder, ignore_errors=True)
 

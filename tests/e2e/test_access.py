@@ -48,7 +48,6 @@ CALLS: Final = [
     ("GET", "/api/v1/replicas"),
     ("GET", "/api/v1/nonsense"),
     ("POST", "/kontext/preview"),
-    ("GET", "/"),
 ]
 
 

@@ -28,7 +28,8 @@ Findings = dict[tuple[str, str], dict[str, str]]
 
 @pytest.fixture
 def environ() -> dict[str, str]:
-    return {"GATEWAY_TARGET_ALLOWLIST": "127.0.0.0/8"}
+    # What a test writes into a lease has to last until doctor has read it.
+    return {"GATEWAY_TARGET_ALLOWLIST": "127.0.0.0/8", "GATEWAY_LEASE_SECONDS": "60"}
 
 
 @pytest.fixture

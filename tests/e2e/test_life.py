@@ -103,10 +103,8 @@ async def test_a_session_is_registered_and_read_back_before_anything_is_spawned(
 
 
 async def test_sigterm_leaves_no_process_socket_or_file_behind(
-    store: Store, tmp_path: Path, data_dir: Path, http: aiohttp.ClientSession
+    store: Store, scratch: Path, data_dir: Path, http: aiohttp.ClientSession
 ) -> None:
-    scratch = tmp_path / "tmp"
-    scratch.mkdir()
     environ = {"GATEWAY_REDIS_URL": store.url, "TMPDIR": str(scratch)}
     async with ReplicaProcess(host="127.0.0.2", data_dir=data_dir, environ=environ) as replica:
         api = Api(http, replica)

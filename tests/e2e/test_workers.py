@@ -549,7 +549,8 @@ async def test_a_killed_control_process_takes_its_workers_along_even_one_that_ha
     workers[0].suspend()
     team.replica.kill(signal.SIGKILL)
     await gone(workers, seconds=5)
-    with socket.socket() as sock:  # the port is free again
+    with socket.socket() as sock:  # the port is free again, but for connections that just ended
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         sock.bind((HOST, int(team.replica.url.rpartition(":")[2])))
 
 
@@ -565,12 +566,12 @@ def all_of(team: Team) -> list[psutil.Process]:
 async def test_a_signal_lets_workers_finish_what_they_have_begun_and_leaves_nothing_behind(
     store: Store,
     data_dir: Path,
-    tmp_path: Path,
+    scratch: Path,
     http: aiohttp.ClientSession,
     target: Target,
     number: signal.Signals,
 ) -> None:
-    environ = {"TMPDIR": str(tmp_path), "GATEWAY_DRAIN_SECONDS": "10"}
+    environ = {"TMPDIR": str(scratch), "GATEWAY_DRAIN_SECONDS": "10"}
     async with running(store, data_dir, http, environ) as team:
         preview = await team.previewing(target)
         connections = [await team.connection(worker) for worker in team.workers()]
@@ -591,7 +592,7 @@ async def test_a_signal_lets_workers_finish_what_they_have_begun_and_leaves_noth
             assert await connection.answer() == (200, f"{preview}/held")
         assert await team.replica.exited() == 0
         assert not [process for process in processes if runs(process)]
-        assert list(tmp_path.iterdir()) == []
+        assert list(scratch.iterdir()) == []
         assert not [line for line in team.replica.lines if '"error"' in line], team.replica.lines
 
 

@@ -90,10 +90,11 @@ async def sip(reader: Peer) -> None:
 async def test_fault_15_many_slow_heads_hinder_nobody(start: Start) -> None:
     gateway = await start(head_timeout_seconds=SHORT)
     dev = await gateway.preview()
-    slow = [await gateway.client() for _ in range(100)]
-    silent = [await gateway.client() for _ in range(100)]
-    for client in slow:
+    slow = []
+    for _ in range(100):
+        slow.append(client := await gateway.client())
         client.send(b"GET " + BASE + b" HTTP/1.1\r\nHost: localhost\r\nX: ")
+    silent = [await gateway.client() for _ in range(100)]
     client = await gateway.client()
     client.get()
     peer = await dev.accept()

@@ -22,7 +22,8 @@ PARTS: Final = sorted(
 )
 #: Ways to make markup or code of text.
 SINKS: Final = re.compile(
-    r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|eval\(|new Function|document\.cookie"
+    r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|DOMParser|eval\(|new Function|"
+    r"document\.cookie"
 )
 
 
