@@ -2,9 +2,8 @@
 
 There is no cluster: the API server is the fake one of the tests, whose pods are processes that
 run the real agent and a real Vite. So this is what gateway, agent and Vite take; what a cluster
-takes to schedule a pod and to start a container comes on top where no pod waits, and is what waiting
-saves.
-The image brings the example's dependencies along (``PREVIEW_BAKED``). Run with
+takes to schedule a pod and to start a container comes on top where no pod waits, and is what
+waiting saves. The image brings the example's dependencies along (``PREVIEW_BAKED``). Run with
 ``python -m bench.pods [--rounds N]``.
 """
 

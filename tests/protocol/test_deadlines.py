@@ -176,7 +176,7 @@ async def test_an_upload_may_stop_once_its_response_has_begun(start: Start) -> N
 
 @pytest.mark.parametrize("framing", [b"Content-Length: 100000000\r\n", b""])
 async def test_fault_16_a_reader_that_stops_is_cut_off(start: Start, framing: bytes) -> None:
-    gateway = await start(write_idle_seconds=SHORT)
+    gateway = await start(write_idle_seconds=2.0)  # longer than a look at what is taken
     client, peer = await asked(gateway)
     client.pause()
     peer.send(OK + framing + b"\r\n")
