@@ -6,7 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import aiohttp
+
+from tests.e2e import nursery
 
 _START_SECONDS: Final = 30.0
 _STOP_SECONDS: Final = 30.0
@@ -44,7 +45,7 @@ class ReplicaProcess:
             "GATEWAY_DRAIN_SECONDS": "1",
             **(environ or {}),
         }
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: nursery.Born | None = None
         self._reader: asyncio.Task[None] | None = None
 
     @property
@@ -66,15 +67,7 @@ class ReplicaProcess:
         await self.stop()
 
     async def start(self) -> None:
-        self._process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "gateway",
-            "serve",
-            env=self._environ,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
+        self._process = await nursery.serve(self._environ)
         serving = asyncio.Event()
         self._reader = asyncio.create_task(self._read(serving), name=f"output of {self.host}")
         async with asyncio.timeout(_START_SECONDS):
