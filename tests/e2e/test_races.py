@@ -28,6 +28,7 @@ def environ() -> dict[str, str]:
         "GATEWAY_TARGET_ALLOWLIST": "127.0.0.0/8",
         # The rounds are to show that nothing is lost, however slow the machine is at the moment.
         "GATEWAY_REGISTRATION_WAIT_SECONDS": "20",
+        "GATEWAY_REGISTRY_TIMEOUT_SECONDS": "20",
     }
 
 

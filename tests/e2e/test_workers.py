@@ -549,9 +549,7 @@ async def test_a_killed_control_process_takes_its_workers_along_even_one_that_ha
     workers[0].suspend()
     team.replica.kill(signal.SIGKILL)
     await gone(workers, seconds=5)
-    with socket.socket() as sock:  # the port is free again, but for connections that just ended
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        sock.bind((HOST, int(team.replica.url.rpartition(":")[2])))
+    await _refused(team)
 
 
 # -- the end ---------------------------------------------------------------------------------------
