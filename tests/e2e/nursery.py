@@ -3,7 +3,7 @@
 A replica is a process like any other; only its imports, 1.5 s of a processor each time, are done
 already. ``python -m gateway serve`` as such is what ``test_cli.py`` starts.
 
-The process that forks is ``python -m tests.e2e.nursery FD``. It is asked over a socket pair: a line
+The process that forks is this file as a program. It is asked over a socket pair: a line
 of JSON (the environment) and the descriptor that becomes standard output and error; it answers with
 the number of the new process, and tells each end.
 """
@@ -68,7 +68,9 @@ class Nursery:
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.e2e.nursery", str(theirs.fileno())],
+            # As a file, and with nothing of its folder on the path: `gateway` is the one of this
+            # run, compiled or not.
+            [sys.executable, "-P", __file__, str(theirs.fileno())],
             pass_fds=[theirs.fileno()],
         )
         theirs.close()
