@@ -36,7 +36,8 @@ RUN --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
 COPY LICENSE README.md pyproject.toml hatch_build.py ./
 COPY gateway gateway
 # Byte code is made here, because the running container can write nothing beside the code.
-RUN HATCH_BUILD_HOOKS_ENABLE=1 \
+ARG OPT_LEVEL=3
+RUN HATCH_BUILD_HOOKS_ENABLE=1 PREVIEW_GATEWAY_OPT_LEVEL=${OPT_LEVEL} \
     pip --python /opt/build/bin/python wheel --no-index --no-deps --no-build-isolation \
         --wheel-dir /wheels . \
     && pip --python /opt/gateway/bin/python install --no-index --no-deps /wheels/*.whl \

@@ -18,6 +18,8 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 #: Names the library that all compiled modules share; it lies beside the package.
 _GROUP = "preview_gateway"
+#: The C compiler's; 0 is for whoever wants to know soon whether it compiles at all.
+_OPT_LEVEL = os.environ.get("PREVIEW_GATEWAY_OPT_LEVEL", "3")
 
 
 class CompileHook(BuildHookInterface[Any]):
@@ -57,7 +59,7 @@ def _compile(root: Path, folder: Path, modules: list[str]) -> Path:
         paths = [module.replace(".", os.sep) + ".py" for module in modules]
         # One library for all modules: calls between them are plain C calls.
         extensions = mypycify(
-            paths, opt_level="3", debug_level="0", target_dir="c", group_name=_GROUP
+            paths, opt_level=_OPT_LEVEL, debug_level="0", target_dir="c", group_name=_GROUP
         )
         # No setup(): it would take the settings of this project for its own.
         command = Distribution({"ext_modules": extensions}).get_command_obj("build_ext")

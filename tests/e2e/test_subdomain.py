@@ -60,7 +60,18 @@ async def browser(browser_path: str, pair: Pair) -> AsyncIterator[Browser]:
 
 @pytest.mark.browser
 @pytest.mark.node
-@pytest.mark.parametrize("app", APPS.values(), ids=APPS)
+@pytest.mark.parametrize(
+    ("profile", "app"),
+    [
+        *(pytest.param("local", app, id=f"local-{name}") for name, app in APPS.items()),
+        # Which hosts Vite allows differs between the oldest and the newest.
+        *(
+            pytest.param("public", APPS[name], id=f"public-{name}")
+            for name in ("vite 5", "vite 8 with react")
+        ),
+    ],
+    indirect=["profile"],
+)
 async def test_an_edit_shows_in_a_browser_without_reload(app: App, pair: Pair, page: Page) -> None:
     session = await pair.a.create({"files": project(app.folder)}, ready=True)
     assert session["previewUrl"] == f"http://{session['id']}.{DOMAIN}/"
