@@ -234,14 +234,14 @@ async def test_a_dev_server_that_ends_by_itself_is_a_failed_session_with_its_las
     pair: Pair, http: aiohttp.ClientSession
 ) -> None:
     script = (
-        "require('http').createServer((q, r) => { r.end('bye'); "
+        "require('http').createServer((q, r) => { r.end('bye'); if (q.url.endsWith('/end')) "
         "setTimeout(() => { console.log('last words'); process.exit(7) }, 50) })"
         ".listen(process.env.PORT, process.env.HOST)"
     )
     files = [{"path": "server.cjs", "content": script}]
     body = {"files": files, "command": ["node", "server.cjs"]}
     session = await pair.a.create(body, ready=True)
-    assert await status_of(http, f"{pair.b.url}/preview/{session['id']}/") == (200, "bye")
+    assert await status_of(http, f"{pair.b.url}/preview/{session['id']}/end") == (200, "bye")
     async with asyncio.timeout(30):
         while True:
             _, now = await pair.b.call("GET", f"/api/v1/sessions/{session['id']}")
