@@ -13,7 +13,7 @@ LOCK_FLAGS ?=
 
 # Most tests wait for other processes: side by side they take half the time. What measures this
 # machine's memory and descriptors runs by itself.
-TEST_WORKERS ?= 4
+TEST_WORKERS ?= 5
 BESIDE_EACH_OTHER := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 ALONE := tests/soak
 
