@@ -191,7 +191,12 @@ class Member:
         return session.generation
 
     async def wake(self, session_id: str, generation: int) -> float:
-        """Seconds from a request's wake to a route that is ready."""
+        """Seconds from a request's wake to a route that is ready.
+
+        Not while owners may still restore what a registry that has just begun does not know.
+        """
+        while (left := await self.registry.recovering_seconds()) > 0:
+            await asyncio.sleep(left)
         started = time.monotonic()
         assert await self.life.wake(SessionId(session_id), generation=generation)
         awake = await self.life.wait(
