@@ -195,8 +195,7 @@ class Member:
 
         Not while owners may still restore what a registry that has just begun does not know.
         """
-        while (left := await self.registry.recovering_seconds()) > 0:
-            await asyncio.sleep(left)
+        await asyncio.sleep(await self.registry.recovering_seconds())
         started = time.monotonic()
         assert await self.life.wake(SessionId(session_id), generation=generation)
         awake = await self.life.wait(
