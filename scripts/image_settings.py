@@ -25,7 +25,6 @@ from typing import Final
 
 _MOUNTED: Final = "/mnt"
 _KEYRING: Final = "/usr/share/keyrings/debian-archive-keyring.gpg"
-_DEFAULT_MIRROR: Final = "http://deb.debian.org/debian"
 #: pip's settings that say from where and how, in the order in which later ones prevail.
 _SECTIONS: Final = ("global", "install", "download", ":env:")
 _NETWORK: Final = frozenset(
@@ -83,7 +82,9 @@ def sources(targets: str, *, release: str, keyring: str = _KEYRING) -> str:
         origin, label, address = line.split("|")
         if origin == "Debian" and label in ("Debian", "Debian-Security"):
             mirrors.setdefault(label, address.rstrip("/"))
-    main = mirrors.get("Debian", _DEFAULT_MIRROR)
+    if "Debian" not in mirrors:
+        raise SystemExit("apt on this machine names no mirror of Debian: add one to its sources")
+    main = mirrors["Debian"]
     security = mirrors.get("Debian-Security", f"{main}-security")
     suites = [(main, release), (main, f"{release}-updates"), (security, f"{release}-security")]
     return "".join(
