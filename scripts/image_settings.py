@@ -77,7 +77,7 @@ def sources(targets: str, *, release: str, keyring: str = _KEYRING) -> str:
 
     ``targets`` has a line for each source of this machine: origin, label and address.
     """
-    mirrors = {}
+    mirrors: dict[str, str] = {}
     for line in targets.splitlines():
         origin, label, address = line.split("|")
         if origin == "Debian" and label in ("Debian", "Debian-Security"):
