@@ -91,6 +91,9 @@ class Tokens:
     ) -> None:
         self._configured = _by_digest(configured)
         self._file = file
+        #: Whether calls need a token. A file that is empty lets nobody in. Looked at with every
+        #: request, so no property: that would be a call of interpreted code.
+        self.asked_for: Final = bool(self._configured) or file is not None
         self._clock = clock
         self._callers = self._configured
         self._seen: tuple[int, int, int] | None = None
@@ -100,11 +103,6 @@ class Tokens:
                 self._read(file)
             except (OSError, ValueError) as exc:
                 raise SettingsError(f"GATEWAY_API_TOKENS_FILE: {_reason(exc)}") from exc
-
-    @property
-    def asked_for(self) -> bool:
-        """Whether calls need a token. A file that is empty lets nobody in."""
-        return bool(self._configured) or self._file is not None
 
     def caller(self, token: bytes) -> Caller | None:
         """Who has this token, if anybody."""
