@@ -1,8 +1,11 @@
-"""Small writes of one turn of the event loop, made together at its end.
+"""Small writes of one turn of the event loop, made together at its end, where that pays.
 
 A write to a peer that sleeps wakes it, which costs more than the write. One after the other at the
 end of a turn, most find a peer that the one before has woken: under load a tenth of the CPU of a
 small request (bench/proxies.py, case get-1k). What is written twice in a turn goes out as one.
+
+Where little is under way there is nothing to put together, and the way to the end of the turn
+itself is what a request waits for: then everything is written at once (case latency).
 """
 
 from __future__ import annotations
@@ -13,22 +16,40 @@ from typing import Any, Final, cast
 
 #: Longer ones are worth a system call of their own, and copying them would cost more than that.
 _SMALL_BYTES: Final = 8192
+#: With more writes in one instant of the loop's clock, the loop is busy, in the next instant, too.
+#: The clock stands still for a turn; uvloop's moves once a millisecond, which has 40 writes or more
+#: under load.
+_CALM_WRITES: Final = 8
 
 
 class Outbox:
-    """The connections of one event loop that have something to send."""
+    """The connections of one event loop that have something to send. ``clock`` is the loop's."""
 
-    __slots__ = ("_senders", "_soon")
+    __slots__ = ("_clock", "_instant", "_senders", "_soon", "_was_busy", "_writes")
 
-    def __init__(self, call_soon: Callable[[Callable[[], None]], Any]) -> None:
+    def __init__(
+        self, call_soon: Callable[[Callable[[], None]], Any], clock: Callable[[], float]
+    ) -> None:
         self._soon = call_soon
+        self._clock = clock
         self._senders: list[Sender] = []
+        self._instant = clock()
+        self._writes = 0
+        self._was_busy = False
 
-    def add(self, sender: Sender) -> None:
-        """Let ``sender`` flush at the end of this turn."""
+    def takes(self, sender: Sender) -> bool:
+        """Whether ``sender`` is flushed at the end of this turn; else it is to write at once."""
+        now = self._clock()
+        if now != self._instant:
+            self._was_busy = self._writes > _CALM_WRITES
+            self._instant, self._writes = now, 0
+        self._writes += 1
+        if self._writes <= _CALM_WRITES and not self._was_busy:
+            return False
         if not self._senders:
             self._soon(self.flush)
         self._senders.append(sender)
+        return True
 
     def flush(self) -> None:
         """Send everything now."""
@@ -51,18 +72,23 @@ class Sender(asyncio.Protocol):
         self.transport: asyncio.Transport = cast("asyncio.Transport", None)
 
     def write(self, data: bytes) -> None:
-        """Send ``data`` behind what was written before: now if it is much, else soon."""
+        """Send ``data`` behind what was written before: soon if it is little and others write."""
         if len(self._unsent) + len(data) > _SMALL_BYTES:
             self.flush()
-            self.transport.write(data)
+            self._send(data)
         elif self._unsent:
             self._unsent += data
-        else:
+        elif self._outbox.takes(self):
             self._unsent = data
-            self._outbox.add(self)
+        else:
+            self._send(data)
 
     def flush(self) -> None:
         """Hand what waits to the transport."""
         unsent, self._unsent = self._unsent, b""
-        if unsent and not self.transport.is_closing():
-            self.transport.write(unsent)
+        if unsent:
+            self._send(unsent)
+
+    def _send(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            self.transport.write(data)

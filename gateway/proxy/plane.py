@@ -72,7 +72,8 @@ class DataPlane:
         )
         self.limits = Limits(settings)
         self.replica_field = f"X-Preview-Replica: {settings.replica}\r\n".encode()
-        self.outbox = Outbox(asyncio.get_running_loop().call_soon)
+        loop = asyncio.get_running_loop()
+        self.outbox = Outbox(loop.call_soon, loop.time)
         #: The pools that have connections.
         self.pools: set[Pool] = set()
         #: Sessions with traffic since it was last noted in the registry.

@@ -48,7 +48,7 @@ async def test_a_request_that_is_cancelled_as_its_connection_is_made_leaves_no_p
         connect_timeout_seconds=5,
         limits=limits,
         max_head=1024,
-        outbox=Outbox(loop.call_soon),
+        outbox=Outbox(loop.call_soon, loop.time),
     )
     for _ in range(3):  # the second one would find no place
         with pytest.raises(asyncio.CancelledError):

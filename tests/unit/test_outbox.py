@@ -1,4 +1,4 @@
-"""Small writes wait for the end of the turn, in order; what is large does not."""
+"""While much is written, small writes wait for the end of the turn, in order."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ class Transport(asyncio.Transport):
 
 
 class Turn:
-    """What runs at the end of a turn of the loop."""
+    """What runs at the end of a turn of the loop; and the loop's clock."""
 
     def __init__(self) -> None:
         self.soon: list[Callable[[], None]] = []
+        self.now = 0.0
 
     def call_soon(self, call: Callable[[], None]) -> None:
         self.soon.append(call)
@@ -47,14 +48,65 @@ def turn() -> Turn:
 
 
 @pytest.fixture
-def outbox(turn: Turn) -> Outbox:
-    return Outbox(lambda call: turn.soon.append(call))
+def calm_outbox(turn: Turn) -> Outbox:
+    return Outbox(turn.call_soon, lambda: turn.now)
+
+
+@pytest.fixture
+def outbox(calm_outbox: Outbox) -> Outbox:
+    """One that is busy: as much as may be written at once in this instant has been."""
+    keep_busy(calm_outbox)
+    return calm_outbox
 
 
 def sender(outbox: Outbox) -> tuple[Sender, Transport]:
     made, transport = Sender(outbox), Transport()
     made.transport = transport
     return made, transport
+
+
+def keep_busy(outbox: Outbox) -> None:
+    one, transport = sender(outbox)
+    for number in range(100):
+        one.write(b"x")
+        if len(transport.written) == number:
+            one.flush()
+            return
+    raise AssertionError("nothing ever waits")
+
+
+def test_what_little_is_written_in_an_instant_goes_out_at_once(
+    turn: Turn, calm_outbox: Outbox
+) -> None:
+    one, transport = sender(calm_outbox)
+    for number in range(5):
+        turn.now += 0.001
+        one.write(b"head")
+        one.write(b"content")
+        assert len(transport.written) == 2 * number + 2
+    assert not turn.soon
+
+
+def test_once_it_is_much_all_waits_until_an_instant_with_little(turn: Turn, outbox: Outbox) -> None:
+    one, transport = sender(outbox)
+    turn.end()
+    for text in (b"a", b"b"):
+        one.write(text)
+        assert transport.written == []
+        turn.end()
+        turn.now += 0.001
+        transport.written.clear()
+    one.write(b"c")
+    assert transport.written == [b"c"]
+
+
+def test_what_waits_stays_in_front_when_the_clock_moves(turn: Turn, outbox: Outbox) -> None:
+    one, transport = sender(outbox)
+    one.write(b"a")
+    turn.now += 0.001
+    one.write(b"b")
+    turn.end()
+    assert transport.written == [b"ab"]
 
 
 def test_small_writes_of_a_turn_go_out_as_one_at_its_end(turn: Turn, outbox: Outbox) -> None:
@@ -69,6 +121,7 @@ def test_small_writes_of_a_turn_go_out_as_one_at_its_end(turn: Turn, outbox: Out
 def test_a_turn_is_ended_once_for_all_connections(turn: Turn, outbox: Outbox) -> None:
     one, near = sender(outbox)
     two, far = sender(outbox)
+    turn.end()
     one.write(b"a")
     two.write(b"b")
     assert len(turn.soon) == 1
@@ -107,5 +160,6 @@ def test_nothing_is_written_to_a_transport_that_closes(turn: Turn, outbox: Outbo
     one, transport = sender(outbox)
     one.write(b"a")
     transport.closing = True
+    one.write(bytes(100_000))
     turn.end()
     assert transport.written == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Final
 
 import pytest
@@ -47,7 +46,7 @@ async def pool() -> Pool:
         connect_timeout_seconds=1,
         limits=PoolLimits(requests=1, tunnels=1, queue=0, queue_seconds=0),
         max_head=1,
-        outbox=Outbox(asyncio.get_running_loop().call_soon),
+        outbox=Outbox(lambda call: None, lambda: 0.0),
         host=b"localhost:5173",
         origin=b"http://localhost:5173",
         address=b"10.0.0.5",
