@@ -59,7 +59,7 @@ def run_case(
     values: dict[str, dict[str, list[float]]] = {}
     errors: dict[str, str] = {}
     with contestants(names, port, cores, errors, direct=case.direct) as running:
-        for number in range(1 if case.once else effort.rounds):
+        for number in range(1 if case.once else effort.rounds * case.times):
             order = running if number % 2 == 0 else running[::-1]
             for contestant in order:
                 if contestant.name in errors:

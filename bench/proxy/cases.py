@@ -17,6 +17,7 @@ from bench.proxy.running import Cores, Peak, pinned
 from bench.proxy.upstream import BIG_BYTES
 
 _MARGIN_SECONDS: Final = 90.0
+_LATENCY_SECONDS: Final = 2.0
 #: Descriptors that a proxy needs besides those of the sockets.
 _SPARE_FILES: Final = 200
 #: What Chromium sends for a module of a page.
@@ -48,19 +49,14 @@ class Effort:
 
     rounds: int
     seconds: float
-    latency_seconds: float
     transfers: int
     sockets: int
     pages: int
     quick: bool = False
 
 
-FULL: Final = Effort(
-    rounds=3, seconds=2.0, latency_seconds=4.0, transfers=2, sockets=10_000, pages=7
-)
-QUICK: Final = Effort(
-    rounds=1, seconds=1.0, latency_seconds=2.0, transfers=1, sockets=2_000, pages=2, quick=True
-)
+FULL: Final = Effort(rounds=3, seconds=2.0, transfers=2, sockets=10_000, pages=7)
+QUICK: Final = Effort(rounds=1, seconds=1.0, transfers=1, sockets=2_000, pages=2, quick=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +97,8 @@ Measured = dict[str, float]
 @dataclass(frozen=True, slots=True)
 class Case:
     """One kind of traffic. ``once`` has a single round: it measures a fresh process. ``warm``
-    begins with a second that does not count. ``direct`` is measured without a proxy, too.
+    begins with a second that does not count. ``direct`` is measured without a proxy, too. ``times``
+    as many rounds as others are for what differs much from one to the next.
     """
 
     key: str
@@ -111,6 +108,7 @@ class Case:
     direct: bool = False
     once: bool = False
     warm: bool = False
+    times: int = 1
 
 
 # -- traffic ---------------------------------------------------------------------------------------
@@ -196,7 +194,7 @@ def _transfer(kind: str, name: str) -> Callable[[Contestant, Effort, Cores], Mea
 
 
 def _latency(contestant: Contestant, effort: Effort, cores: Cores) -> Measured:
-    arguments = ("--seconds", effort.latency_seconds, "--rate", 500)
+    arguments = ("--seconds", _LATENCY_SECONDS, "--rate", 500)
     done = load(cores, "latency", contestant.port, contestant.path("1k"), *arguments)
     if done["late"]:
         raise CaseFailed(f"{done['late']} requests found no free connection")
@@ -328,6 +326,7 @@ CASES: Final = (
         ),
         _latency,
         direct=True,
+        times=3,
     ),
     Case(
         "websocket",
