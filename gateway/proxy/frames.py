@@ -61,14 +61,19 @@ class FrameWatch:
 
     def see(self, data: bytes) -> None:
         """Look at what passes by."""
-        # Nearly always one read is one small frame with a whole message (FIN, and an opcode from 1
-        # to 7); the general way takes twice as long.
-        if not self._left and not self._head and len(data) > 1 and 0x80 < data[0] & 0x8F < 0x88:
+        # Nearly always one read is one frame with a whole message (FIN, and an opcode from 1 to 7),
+        # not too long for 16 bits; the general way takes twice as long.
+        size = len(data)
+        if not self._left and not self._head and size > 3 and 0x80 < data[0] & 0x8F < 0x88:
             second = data[1]
             length = second & 0x7F
-            if length < 126 and len(data) == length + (6 if second & _MASKED else 2):
+            head = 6 if second & _MASKED else 2
+            if length < 126 and size == length + head:
                 if not self.active and not is_keep_alive(data):
                     self.active = True
+                return
+            if length == 126 and size == (data[2] << 8 | data[3]) + head + 2:
+                self.active = True  # no keep-alive is so long
                 return
         self._walk(data)
 
