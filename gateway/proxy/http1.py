@@ -155,6 +155,7 @@ class _MessageParser(ABC):
         "_begun",
         "_done",
         "_edge",
+        "_empty_lines",
         "_fields",
         "_fields_seen",
         "_head",
@@ -200,6 +201,7 @@ class _MessageParser(ABC):
         self._begun = False
         #: The start line, as far as it has come, to the byte.
         self._start = b""
+        self._empty_lines = 0
         #: The last bytes that llhttp had of this message.
         self._edge = b""
         self._overhead = 0
@@ -289,6 +291,10 @@ class _MessageParser(ABC):
             at = end
             if self._start == b"\r\n" and self._skips_empty_lines:
                 self._start = b""
+                self._empty_lines += 1
+                if self._empty_lines > MAX_EMPTY_LINES:
+                    self._fail(Malformed(400, "malformed message: nothing but empty lines"))
+                    return
         if self._start.endswith(b"\n") and self._start.startswith((b"\r", b"\n")):
             self._fail(Malformed(400, "malformed message: CR or LF before a start line"))
 
@@ -662,6 +668,8 @@ class ResponseParser(_MessageParser):
 #: Fields of one message, those of its trailer section included (nginx takes as many). Each is far
 #: more in memory than on the wire, and more work than its bytes.
 MAX_FIELDS: Final = 1000
+#: Empty lines before a request, of which a server should bear one at least (RFC 9112 2.2).
+MAX_EMPTY_LINES: Final = 100
 #: Interim responses (RFC 9110 15.2) to one request. Each takes up far more memory than its bytes,
 #: and puts the deadline of the final response off.
 MAX_INTERIM: Final = 100

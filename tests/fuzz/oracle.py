@@ -164,9 +164,12 @@ class _Reader:
     # -- heads -----------------------------------------------------------------------------------
 
     def _request(self) -> End:
-        # RFC 9112 2.2: empty lines before a request line are ignored.
+        # RFC 9112 2.2: empty lines before a request line are ignored; here, not without an end.
+        first = self._at
         while self._data.startswith(b"\r\n", self._at):
             self._at += 2
+        if self._at - first > 2 * 100:
+            raise _RefusedError("nothing but empty lines")
         if self._at == len(self._data):
             return End.COMPLETE
         line, *lines = self._section()

@@ -18,7 +18,7 @@ from gateway.proxy.frames import FrameWatch
 from gateway.proxy.http1 import MAX_FIELDS
 from gateway.proxy.viewers import Viewers
 from tests.protocol.conftest import Start
-from tests.protocol.harness import BASE, Client, Gateway, Peer, session
+from tests.protocol.harness import BASE, Client, Gateway, Peer, eventually, session
 
 #: Of CPU. What is meant here takes milliseconds; what it must not be took more than ten times this.
 MOST_SECONDS = 0.5
@@ -99,6 +99,22 @@ async def test_tiny_chunks_cost_no_more_the_more_come_at_once(gateway: Gateway) 
     assert not chunks
     peer.send(b"0\r\n\r\n")
     assert await client.exactly(6 * 40_000 + 5) == b"1\r\na\r\n" * 40_000 + b"0\r\n\r\n"
+
+
+async def test_requests_that_the_gateway_answers_itself_let_others_be_served_in_between(
+    gateway: Gateway,
+) -> None:
+    client = await gateway.client()
+    await eventually(lambda: len(gateway.listener.connections) == 1)
+    (connection,) = gateway.listener.connections
+    refused = b"HEAD /preview/!/ HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    count = 256 * 1024 // len(refused)
+    connection.data_received(refused * count)
+    errors = gateway.plane.stats.errors
+    assert 0 < errors["session_not_found"] < count // 7
+    for _ in range(count):
+        assert (await client.response_head()).status == 404
+    assert errors["session_not_found"] == count
 
 
 @pytest.mark.parametrize("frame", [b"\x89\x00", b"\x81\x00", b"\x81\x80mask", b"\x01\x01a"])

@@ -15,6 +15,7 @@ from gateway.proxy import fields, heads, http1
 from gateway.proxy import lines as known_lines
 from gateway.proxy.http1 import (
     END,
+    MAX_EMPTY_LINES,
     Malformed,
     RequestHead,
     RequestParser,
@@ -237,11 +238,17 @@ def test_a_start_line_is_read_to_the_byte_wherever_it_begins(before: bytes, star
 
 
 @pytest.mark.parametrize("junk", [b"\r", b"\n", b"\r\n"])
-def test_what_is_skipped_before_a_request_is_bounded(junk: bytes) -> None:
+@pytest.mark.parametrize("at_once", [1, 3000])
+def test_what_is_skipped_before_a_request_is_bounded(junk: bytes, at_once: int) -> None:
     parser = RequestParser(**{**LIMITS, "max_head": 1024})
-    for _ in range(3000):
-        parser.feed(junk)
-    assert bool(parser.events) is (junk != b"\r\n")
+    for _ in range(3000 // at_once):
+        parser.feed(junk * at_once)
+    assert refusal(parser.events) == (431 if junk == b"\r" else 400)
+
+
+def test_as_many_empty_lines_as_are_skipped_come_before_each_request() -> None:
+    again = (b"\r\n" * MAX_EMPTY_LINES + request()) * 2
+    assert requests(again).count(END) == 2
 
 
 @pytest.mark.parametrize(
