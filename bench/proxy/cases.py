@@ -334,6 +334,7 @@ CASES: Final = (
         (Metric("cpu", "CPU per echo", "us", 1.2, 0.8), Metric("rate", "echoes", "1/s")),
         _echo,
         warm=True,
+        times=3,
     ),
     Case(
         "idle",
