@@ -7,8 +7,9 @@ into ``.bench/``; results go to ``.bench/results.json``, with ``--record`` to ``
 from __future__ import annotations
 
 import argparse
-import subprocess
-from collections.abc import Sequence
+import signal
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -18,13 +19,11 @@ from bench.proxy.cases import (
     FULL,
     QUICK,
     Case,
-    CaseFailed,
     Effort,
     allow_sockets,
     limited_sockets,
 )
 from bench.proxy.contestants import (
-    FAILED_START,
     PLANNERS,
     SHIPPED,
     SUBJECTS,
@@ -49,7 +48,14 @@ _QUICK: Final = (
     "aiohttp",
 )
 _KEYS: Final = [*(case.key for case in CASES), workers.KEY, browser.KEY]
-_FAILURES: Final = (*FAILED_START, CaseFailed, subprocess.TimeoutExpired)
+
+
+def _rounds(case: Case, effort: Effort) -> Iterator[tuple[Effort, bool]]:
+    """What each round takes, and whether it counts."""
+    if case.warm and not effort.quick:
+        yield replace(effort, seconds=1.0), False
+    for _ in range(1 if case.once else effort.rounds * case.times):
+        yield effort, True
 
 
 def run_case(
@@ -59,21 +65,16 @@ def run_case(
     values: dict[str, dict[str, list[float]]] = {}
     errors: dict[str, str] = {}
     with contestants(names, port, cores, errors, direct=case.direct) as running:
-        for number in range(1 if case.once else effort.rounds * case.times):
-            order = running if number % 2 == 0 else running[::-1]
-            for contestant in order:
-                if contestant.name in errors:
-                    continue
-                try:
-                    if case.warm and number == 0 and not effort.quick:
-                        case.measure(contestant, replace(effort, seconds=1.0), cores)
-                    measured = case.measure(contestant, effort, cores)
-                except _FAILURES as exc:
-                    errors[contestant.name] = f"{type(exc).__name__}: {exc}"
-                    values.pop(contestant.name, None)
-                    continue
-                for key, value in measured.items():
-                    values.setdefault(contestant.name, {}).setdefault(key, []).append(value)
+        for number, (of_round, counts) in enumerate(_rounds(case, effort)):
+            left = [contestant for contestant in running if contestant.name not in errors]
+            measured = case.measure(left if number % 2 == 0 else left[::-1], of_round, cores)
+            for name, columns in measured.items():
+                if isinstance(columns, Exception):
+                    errors[name] = f"{type(columns).__name__}: {columns}"
+                    values.pop(name, None)
+                elif counts:
+                    for key, value in columns.items():
+                        values.setdefault(name, {}).setdefault(key, []).append(value)
     figures = {
         name: {key: Figure(tuple(rounds)) for key, rounds in columns.items()}
         for name, columns in values.items()
@@ -136,6 +137,8 @@ def main() -> None:
     parser.add_argument("--record", action="store_true", help="write the figures into docs/")
     options = parser.parse_args()
     allow_sockets(FULL.sockets)
+    # Ended from outside, it takes its contestants along.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     results = run(options)
     report.write(results, CACHE / "results.json")
     if options.record:

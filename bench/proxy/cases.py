@@ -7,17 +7,16 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from bench.proxy.contestants import Contestant
+from bench.proxy.contestants import FAILED_START, Contestant
 from bench.proxy.peers import ROOT, debian
 from bench.proxy.running import Cores, Peak, pinned
 from bench.proxy.upstream import BIG_BYTES
 
 _MARGIN_SECONDS: Final = 90.0
-_LATENCY_SECONDS: Final = 2.0
 #: Descriptors that a proxy needs besides those of the sockets.
 _SPARE_FILES: Final = 200
 #: What Chromium sends for a module of a page.
@@ -41,6 +40,10 @@ BROWSER_FIELDS: Final = (
 
 class CaseFailed(Exception):
     """A contestant did not do what the case asks for; its figures do not count."""
+
+
+#: What may go wrong with a contestant without being the end of the run.
+FAILURES: Final = (*FAILED_START, CaseFailed, subprocess.TimeoutExpired)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,19 +95,24 @@ class Metric:
 
 
 Measured = dict[str, float]
+#: What one round has measured, by contestant; who failed has the reason instead.
+Round = dict[str, Measured | Exception]
+Measure = Callable[[Contestant, Effort, Cores], Measured]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One kind of traffic. ``once`` has a single round: it measures a fresh process. ``warm``
-    begins with a second that does not count. ``direct`` is measured without a proxy, too. ``times``
-    as many rounds as others are for what differs much from one to the next.
+    """One kind of traffic. ``measure`` makes a round, of the contestants in the given order.
+
+    ``once`` has a single round: it measures a fresh process. ``warm`` begins with a second that
+    does not count. ``direct`` is measured without a proxy, too. ``times`` as many rounds as others
+    are for what differs much from one to the next.
     """
 
     key: str
     title: str
     metrics: tuple[Metric, ...]
-    measure: Callable[[Contestant, Effort, Cores], Measured]
+    measure: Callable[[Sequence[Contestant], Effort, Cores], Round]
     direct: bool = False
     once: bool = False
     warm: bool = False
@@ -114,21 +122,20 @@ class Case:
 # -- traffic ---------------------------------------------------------------------------------------
 
 
-def load(cores: Cores, kind: str, *arguments: object) -> dict[str, Any]:
-    """Run one kind of our own load to its end."""
+def load(cores: Cores, kind: str, *arguments: object, seconds: float = 0.0) -> Any:
+    """Run one kind of our own load, which takes ``seconds``; what it has printed, decoded."""
     with pinned(cores.load):
         done = subprocess.run(
             [sys.executable, "-m", "bench.proxy.load", kind, *map(str, arguments)],
             cwd=ROOT,
             capture_output=True,
             text=True,
-            timeout=_MARGIN_SECONDS,
+            timeout=seconds + _MARGIN_SECONDS,
             check=False,
         )
     if done.returncode:
         raise CaseFailed(done.stderr.strip().splitlines()[-1][:200])
-    result: dict[str, Any] = json.loads(done.stdout)
-    return result
+    return json.loads(done.stdout)
 
 
 def wrk(contestant: Contestant, cores: Cores, seconds: float, name: str, *fields: str) -> int:
@@ -163,7 +170,22 @@ def parse_wrk(text: str) -> int:
 # -- measures --------------------------------------------------------------------------------------
 
 
-def _requests(name: str, *fields: str) -> Callable[[Contestant, Effort, Cores], Measured]:
+def each(measure: Measure) -> Callable[[Sequence[Contestant], Effort, Cores], Round]:
+    """A round that measures one contestant after the other."""
+
+    def measure_each(running: Sequence[Contestant], effort: Effort, cores: Cores) -> Round:
+        measured: Round = {}
+        for contestant in running:
+            try:
+                measured[contestant.name] = measure(contestant, effort, cores)
+            except FAILURES as exc:
+                measured[contestant.name] = exc
+        return measured
+
+    return measure_each
+
+
+def _requests(name: str, *fields: str) -> Measure:
     def measure(contestant: Contestant, effort: Effort, cores: Cores) -> Measured:
         before = contestant.running.cpu_seconds()
         requests = wrk(contestant, cores, effort.seconds, name, *fields)
@@ -176,13 +198,13 @@ def _requests(name: str, *fields: str) -> Callable[[Contestant, Effort, Cores], 
     return measure
 
 
-def _transfer(kind: str, name: str) -> Callable[[Contestant, Effort, Cores], Measured]:
+def _transfer(kind: str, name: str) -> Measure:
     def measure(contestant: Contestant, effort: Effort, cores: Cores) -> Measured:
         running = contestant.running
         before = running.cpu_seconds()
         arguments = ("--size", BIG_BYTES, "--count", effort.transfers)
         with Peak(running) as peak:
-            done = load(cores, kind, contestant.port, contestant.path(name), *arguments)
+            done = load(cores, kind, contestant.target(name), *arguments)
         used = running.cpu_seconds() - before
         return {
             "cpu": used / done["bytes"] * 1e9,
@@ -193,18 +215,21 @@ def _transfer(kind: str, name: str) -> Callable[[Contestant, Effort, Cores], Mea
     return measure
 
 
-def _latency(contestant: Contestant, effort: Effort, cores: Cores) -> Measured:
-    arguments = ("--seconds", _LATENCY_SECONDS, "--rate", 500)
-    done = load(cores, "latency", contestant.port, contestant.path("1k"), *arguments)
-    if done["late"]:
-        raise CaseFailed(f"{done['late']} requests found no free connection")
-    return {"p50": done["p50"], "p99": done["p99"]}
+def _latency(running: Sequence[Contestant], effort: Effort, cores: Cores) -> Round:
+    targets = [contestant.target("1k") for contestant in running]
+    arguments = (*targets, "--seconds", effort.seconds, "--rate", 500)
+    results = load(cores, "latency", *arguments, seconds=effort.seconds * len(targets))
+    names = [contestant.name for contestant in running]
+    return {
+        name: CaseFailed(result["error"]) if "error" in result else result
+        for name, result in zip(names, results, strict=True)
+    }
 
 
 def _echo(contestant: Contestant, effort: Effort, cores: Cores) -> Measured:
     before = contestant.running.cpu_seconds()
     arguments = ("--seconds", effort.seconds, "--size", 200, "--connections", 32)
-    done = load(cores, "echo", contestant.port, contestant.path("echo"), *arguments)
+    done = load(cores, "echo", contestant.target("echo"), *arguments)
     used = contestant.running.cpu_seconds() - before
     return {
         "cpu": used / done["messages"] * 1e6,
@@ -243,7 +268,7 @@ def _idle(contestant: Contestant, effort: Effort, cores: Cores) -> Measured:
     running = contestant.running
     count = possible_sockets(effort.sockets)
     before = contestant.baseline
-    command = ["idle", str(contestant.port), contestant.path("echo"), "--connections", str(count)]
+    command = ["idle", contestant.target("echo"), "--connections", str(count)]
     with pinned(cores.load):
         sockets = subprocess.Popen(
             [sys.executable, "-m", "bench.proxy.load", *command],
@@ -280,21 +305,21 @@ CASES: Final = (
             ),
             _RATE,
         ),
-        _requests("1k"),
+        each(_requests("1k")),
         warm=True,
     ),
     Case(
         "get-1k-browser",
         "1 KiB GET with the 14 header fields of a browser",
         (Metric(*_CPU), _RATE),
-        _requests("1k", *BROWSER_FIELDS),
+        each(_requests("1k", *BROWSER_FIELDS)),
         warm=True,
     ),
     Case(
         "get-100k",
         "100 KiB GET, keep-alive, 32 connections",
         (Metric(*_CPU, 1.5, 1.0), _RATE),
-        _requests("100k"),
+        each(_requests("100k")),
         warm=True,
     ),
     Case(
@@ -305,7 +330,7 @@ CASES: Final = (
             Metric("memory", "memory grown", "MiB", 16, 16, absolute=True),
             Metric("rate", "rate", "MB/s"),
         ),
-        _transfer("download", "big"),
+        each(_transfer("download", "big")),
     ),
     Case(
         "upload",
@@ -315,7 +340,7 @@ CASES: Final = (
             Metric("memory", "memory grown", "MiB", 16, 16, absolute=True),
             Metric("rate", "rate", "MB/s"),
         ),
-        _transfer("upload", "sink"),
+        each(_transfer("upload", "sink")),
     ),
     Case(
         "latency",
@@ -332,7 +357,7 @@ CASES: Final = (
         "websocket",
         "WebSocket echo, 200-byte messages, 32 sockets",
         (Metric("cpu", "CPU per echo", "us", 1.2, 0.8), Metric("rate", "echoes", "1/s")),
-        _echo,
+        each(_echo),
         warm=True,
         times=3,
     ),
@@ -343,14 +368,14 @@ CASES: Final = (
             Metric("memory", "memory per socket pair", "KiB", 8, 4, absolute=True),
             Metric("sockets", "opened", ""),
         ),
-        _idle,
+        each(_idle),
         once=True,
     ),
     Case(
         "connect",
         "1 KiB GET, a connection per request",
         (Metric(*_CPU, 2.5, 1.5), _RATE),
-        _requests("1k", "Connection: close"),
+        each(_requests("1k", "Connection: close")),
         warm=True,
     ),
 )

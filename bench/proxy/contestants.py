@@ -300,6 +300,10 @@ class Contestant:
         """The path under which it serves what the upstream calls ``name``."""
         return self.base + name
 
+    def target(self, name: str) -> str:
+        """The same as bench.proxy.load takes it."""
+        return f"{self.port}{self.path(name)}"
+
     def url(self, name: str) -> str:
         """The URL of the same."""
         return f"http://127.0.0.1:{self.port}{self.path(name)}"

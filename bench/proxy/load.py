@@ -1,6 +1,6 @@
-"""The traffic that wrk cannot make. ``python -m bench.proxy.load KIND PORT PATH ...``
+"""The traffic that wrk cannot make. ``python -m bench.proxy.load KIND PORT/PATH ...``
 
-Each kind prints one JSON object. Anything but the expected answers is an error, never a figure.
+Each kind prints one line of JSON. Anything but the expected answers is an error, never a figure.
 """
 
 from __future__ import annotations
@@ -102,6 +102,13 @@ def upload(options: argparse.Namespace) -> dict[str, Any]:
 # -- a fixed rate ----------------------------------------------------------------------------------
 
 
+#: How long one of several targets is asked before the next one is: less than what disturbs a shared
+#: machine lasts, so that it disturbs all of them.
+_TURN_SECONDS: Final = 0.25
+#: The part of a turn that does not count: it warms up.
+_WARMING: Final = 0.1
+
+
 class Timed(asyncio.Protocol):
     """A keep-alive connection that times one request at a time."""
 
@@ -138,49 +145,86 @@ def complete(received: bytes) -> bool:
     return body.count(b"x") == 1024 and (not chunked or body.endswith(b"\r\n0\r\n\r\n"))
 
 
-async def latency(options: argparse.Namespace) -> dict[str, Any]:
-    """Send at a fixed rate whatever the answers do (an open loop); microseconds per answer."""
-    loop = asyncio.get_running_loop()
-    taken: list[int] = []
-    idle: list[Timed] = []
-    all_sent = False
-    all_done: asyncio.Future[None] = loop.create_future()
+class Paced:
+    """Requests to one target at a fixed rate, whatever the answers do (an open loop)."""
 
-    def done(connection: Timed, nanoseconds: int) -> None:
-        taken.append(nanoseconds)
-        idle.append(connection)
-        if all_sent and len(idle) == options.connections:
-            all_done.set_result(None)
+    def __init__(self, port: int, path: str, options: argparse.Namespace) -> None:
+        self._port = port
+        self._path = path
+        self._options = options
+        self._idle: list[Timed] = []
+        self._sent = 0
+        self._taken_ns: list[int] = []
+        self._counted_ns: list[int] = []
+        self._all_done: asyncio.Future[None] | None = None
+        self._error = ""
 
-    async def connect() -> Timed:
-        _, connection = await loop.create_connection(lambda: Timed(done), "127.0.0.1", options.port)
-        return connection
+    async def turn(self) -> None:
+        """Send, and wait for all answers; once it has failed, do nothing."""
+        if self._error:
+            return
+        try:
+            if not self._sent:
+                await self._connect()
+            await self._send_all()
+        except (OSError, TimeoutError) as exc:
+            self._error = f"{type(exc).__name__}: {exc}"
 
-    idle += [await connect() for _ in range(options.connections)]
-    sent = late = 0
-    started = loop.time()
-    while (now := loop.time() - started) < options.seconds:
-        while sent < now * options.rate:
-            sent += 1
-            if idle:
-                idle.pop().send(request(f"{options.path}?{sent}", options.port))
-            else:
-                late += 1
-        # The pace itself is what is waited for.
-        await asyncio.sleep(1 / options.rate)
-    all_sent = True
-    if len(idle) < options.connections:
-        async with asyncio.timeout(_TIMEOUT):
-            await all_done
-    if min(taken) < 0:
-        raise ConnectionError(f"{sum(t < 0 for t in taken)} answers were not 200")
-    micros = [t / 1000 for t in taken[len(taken) // 10 :]]  # the first tenth warms up
-    return {
-        "requests": sent,
-        "late": late,
-        "p50": percentile(micros, 50),
-        "p99": percentile(micros, 99),
-    }
+    def result(self) -> dict[str, Any]:
+        """Microseconds per answer, or an ``error``."""
+        if self._error:
+            return {"error": self._error}
+        micros = [taken / 1000 for taken in self._counted_ns]
+        return {"p50": percentile(micros, 50), "p99": percentile(micros, 99)}
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        for _ in range(self._options.connections):
+            _, timed = await loop.create_connection(
+                lambda: Timed(self._done), "127.0.0.1", self._port
+            )
+            self._idle.append(timed)
+
+    async def _send_all(self) -> None:
+        loop = asyncio.get_running_loop()
+        rate = self._options.rate
+        started, due = loop.time(), 0
+        while (now := loop.time() - started) < _TURN_SECONDS:
+            while due < now * rate:
+                due += 1
+                self._send()
+            # The pace itself is what is waited for.
+            await asyncio.sleep(1 / rate)
+        if len(self._idle) < self._options.connections:
+            self._all_done = loop.create_future()
+            async with asyncio.timeout(_TIMEOUT):
+                await self._all_done
+        taken, self._taken_ns = self._taken_ns, []
+        if bad := sum(nanoseconds < 0 for nanoseconds in taken):
+            raise ConnectionError(f"{bad} answers were not 200")
+        self._counted_ns += taken[round(len(taken) * _WARMING) :]
+
+    def _send(self) -> None:
+        if not self._idle:
+            raise ConnectionError("found no free connection: the rate is too high")
+        self._sent += 1
+        self._idle.pop().send(request(f"{self._path}?{self._sent}", self._port))
+
+    def _done(self, connection: Timed, nanoseconds: int) -> None:
+        self._taken_ns.append(nanoseconds)
+        self._idle.append(connection)
+        if self._all_done is not None and len(self._idle) == self._options.connections:
+            self._all_done.set_result(None)
+            self._all_done = None
+
+
+async def latency(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """``seconds`` of each target, in turns."""
+    targets = [Paced(port, path, options) for port, path in options.targets]
+    for number in range(max(1, round(options.seconds / _TURN_SECONDS))):
+        for target in targets if number % 2 == 0 else targets[::-1]:
+            await target.turn()
+    return [target.result() for target in targets]
 
 
 # -- WebSocket -------------------------------------------------------------------------------------
@@ -283,18 +327,24 @@ KINDS: Final[dict[str, Callable[[argparse.Namespace], Any]]] = {
 }
 
 
+def target(text: str) -> tuple[int, str]:
+    """A port of this machine and the path there, from ``8080/path``."""
+    port, slash, path = text.partition("/")
+    return int(port), slash + path
+
+
 def main() -> None:
     """Make the traffic that the command line asks for."""
     parser = argparse.ArgumentParser()
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("port", type=int)
-    parser.add_argument("path")
+    parser.add_argument("targets", nargs="+", type=target, metavar="PORT/PATH")
     parser.add_argument("--seconds", type=float, default=1.0)
     parser.add_argument("--connections", type=int, default=32)
     parser.add_argument("--rate", type=int, default=500)
     parser.add_argument("--size", type=int, default=200)
     parser.add_argument("--count", type=int, default=1)
     options = parser.parse_args()
+    options.port, options.path = options.targets[0]
     kind = KINDS[options.kind]
     if asyncio.iscoroutinefunction(kind):
         print(json.dumps(uvloop.run(kind(options))))
