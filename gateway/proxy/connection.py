@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from gateway.errors import SessionNotFound
 from gateway.proxy import answers, deadlines, heads, tcp, viewers
@@ -219,6 +219,8 @@ class ClientConnection(Sender):
 
     def _handle_events(self) -> None:
         events = self.parser.events
+        if len(events) == 2 and events[1] is END and self._begin_whole(events):
+            return
         while events and not self._lingering:
             event, exchange = events[0], self.exchange
             if type(event) is RequestHead:
@@ -243,6 +245,24 @@ class ClientConnection(Sender):
                 if exchange is not None:
                     exchange.request_end(trailers)
 
+    def _begin_whole(self, events: list[Any]) -> bool:
+        """Take a request without content, if that is all there is, as in most reads.
+
+        The same as one by one, in a third of the code.
+        """
+        head = events[0]
+        if (
+            not isinstance(head, RequestHead)
+            or head.chunked
+            or self.exchange is not None
+            or self.writing_paused
+            or self._lingering
+        ):
+            return False
+        events.clear()
+        self._begin(head, whole=True)
+        return True
+
     def _pass_content(self, exchange: Exchange | None) -> None:
         """Pass on what has come in of the request's content, as one piece.
 
@@ -259,8 +279,9 @@ class ClientConnection(Sender):
         if exchange is not None:
             exchange.request_content(parts)
 
-    def _begin(self, head: RequestHead) -> None:
-        self._receiving = True
+    def _begin(self, head: RequestHead, *, whole: bool = False) -> None:
+        """Answer or forward a request; ``whole`` if nothing of it follows."""
+        self._receiving = not whole
         self.content_parts = 0
         if not self._ended:
             self.deadline = _FOREVER
@@ -270,7 +291,7 @@ class ClientConnection(Sender):
         if self.peer_trusted:
             self._believe_host(head)
         place = self.plane.places.of(head)
-        exchange = self.exchange = Exchange(self, head, place)
+        exchange = self.exchange = Exchange(self, head, place, whole=whole)
         if b"authorization" in head.special:
             caller = exchange.caller = self.plane.access.caller(head)
             is_own = caller is not None or has_session_token(head)

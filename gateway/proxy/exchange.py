@@ -68,7 +68,9 @@ class Exchange:
         "upstream_blocked",
     )
 
-    def __init__(self, client: ClientConnection, head: RequestHead, place: Place) -> None:
+    def __init__(
+        self, client: ClientConnection, head: RequestHead, place: Place, *, whole: bool = False
+    ) -> None:
         self.client = client
         self.plane: DataPlane = client.plane
         self.head = head
@@ -87,7 +89,7 @@ class Exchange:
         self._fresh = False
         self._task: asyncio.Task[None] | None = None
         self._response: ResponseHead | None = None
-        self._request_complete = False
+        self._request_complete = whole
         self._chunked = False
         self._keep_alive = False
 
@@ -109,8 +111,9 @@ class Exchange:
             self._wait()
 
     def _aim_at(self, entry: Entry) -> None:
-        route = entry.route
-        self.plane.active.add(route.id)
+        route, active = entry.route, self.plane.active
+        if entry.session_id not in active:
+            active.add(entry.session_id)
         pool = self._pool = self.plane.pool(entry)
         client = self.client
         self._out = self.plane.profile.request_head(
@@ -338,10 +341,12 @@ class Exchange:
         out: list[bytes] = []
         last = heads.LAST_CHUNK
         finished = False
-        taken = 0
+        taken, count = 0, len(events)
         # Not popped one by one: a read may hold 40,000 chunks of one byte, and the list moves up
         # behind each that is taken.
-        for taken, event in enumerate(events, 1):  # noqa: B007 - used behind the loop
+        while taken < count:
+            event = events[taken]
+            taken += 1
             if event is END:
                 if self._response is None:
                     continue  # the end of an interim response
@@ -368,7 +373,10 @@ class Exchange:
                 self._write(out)
                 self._broken(event)
                 return
-        del events[:taken]
+        if taken == count:
+            events.clear()
+        else:
+            del events[:taken]
         if finished and self._chunked and self.head.method != b"HEAD":
             out.append(last)
         self._write(out)
@@ -477,13 +485,13 @@ class Exchange:
 
     def client_paused(self) -> None:
         """The client takes no more for now."""
-        if self._upstream is not None and not self._upstream.transport.is_closing():
-            self._upstream.transport.pause_reading()
+        if self._upstream is not None:
+            self._upstream.pause_reading()
 
     def client_resumed(self) -> None:
         """The client takes more again."""
-        if self._upstream is not None and not self._upstream.transport.is_closing():
-            self._upstream.transport.resume_reading()
+        if self._upstream is not None:
+            self._upstream.resume_reading()
 
     def cancel(self) -> None:
         """The client is gone: end everything that was done for it."""

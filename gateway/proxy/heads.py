@@ -19,7 +19,7 @@ def request_head(
     host: bytes,
     origin: bytes | None = None,
     target: bytes | None = None,
-    extra: Iterable[bytes] = (),
+    extra: tuple[bytes, ...] = (),
 ) -> bytes:
     """The head as it goes upstream, with our own framing and connection fields.
 
@@ -31,7 +31,8 @@ def request_head(
         b"Host: " + host,
     ]
     lines += head.lines
-    lines += extra
+    if extra:
+        lines += extra
     special = head.special
     if origin is not None and b"origin" in special:
         lines.append(b"Origin: " + origin)

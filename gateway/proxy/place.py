@@ -113,13 +113,21 @@ def is_internal(target: bytes) -> bool:
     return (unquote_to_bytes(start) if b"%" in start else start).startswith(INTERNAL)
 
 
+class _Preview:
+    __slots__ = ("base", "session_id")
+
+    def __init__(self, session_id: str, base: bytes) -> None:
+        self.session_id = session_id
+        self.base = base
+
+
 class Places:
     """Tells places apart; knows whether there is a subdomain mode."""
 
     def __init__(self, preview_domain: str) -> None:
         self._domain = preview_domain
-        #: Session ids by the base they were seen under.
-        self._known: dict[bytes, str] = {}
+        #: Previews that were seen, by the name in their path.
+        self._known: dict[bytes, _Preview] = {}
         self._suffix = b"." + preview_domain.partition(":")[0].encode() if preview_domain else b""
 
     def of(self, head: RequestHead) -> Place:
@@ -131,11 +139,10 @@ class Places:
         target = head.target
         if not target.startswith(PREFIX):
             return CONTROL
-        end = target.find(b"/", len(PREFIX)) + 1
-        base = target[:end]
-        name = self._known.get(base)
-        if name is not None:
-            return Place(name, base, target[end:], plain=not self._domain)
+        name, slash, rest = target[len(PREFIX) :].partition(b"/")
+        known = self._known.get(name)
+        if known is not None and slash:
+            return Place(known.session_id, known.base, rest, plain=not self._domain)
         return self._by_path(target)
 
     def _by_path(self, target: bytes) -> Place:
@@ -149,7 +156,7 @@ class Places:
             return Place(name, base, target[len(path) :] if question else b"", misplaced=True)
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
-        self._known[base] = name
+        self._known[name.encode()] = _Preview(name, base)
         return Place(name, base, target[len(base) :])
 
     def moved(self, head: RequestHead, place: Place) -> str | None:

@@ -81,7 +81,7 @@ class RouteStats:
 class Entry:
     """A cached route. ``pool`` belongs to whoever forwards to it; a replaced entry is retired."""
 
-    __slots__ = ("confirmed_at", "is_public", "is_ready", "pool", "route", "used")
+    __slots__ = ("confirmed_at", "is_public", "is_ready", "pool", "route", "session_id", "used")
 
     def __init__(self, route: Route, confirmed_at: float) -> None:
         self.take(route, confirmed_at)
@@ -92,6 +92,7 @@ class Entry:
     def take(self, route: Route, confirmed_at: float) -> None:
         """Hold ``route`` from now on. Every request asks for what is made ready here."""
         self.route = route
+        self.session_id: str = route.id
         self.confirmed_at = confirmed_at
         self.is_ready = route.state is State.READY and route.endpoint is not None
         self.is_public = route.public

@@ -69,6 +69,7 @@ class UpstreamConnection(Sender):
     __deletable__ = ("parser",)
     __slots__ = (
         "_pool",
+        "_reading_paused",
         "_share",
         "consumer",
         "heard",
@@ -82,6 +83,7 @@ class UpstreamConnection(Sender):
         super().__init__(pool.outbox)
         self._pool = pool
         self._share = share
+        self._reading_paused = False
         self.consumer: Consumer | None = None
         self.parser = ResponseParser(max_head=pool.max_head)
         #: The request under way is not the first one on this connection.
@@ -137,6 +139,18 @@ class UpstreamConnection(Sender):
         if self.consumer is not None:
             self.consumer.upstream_resumed()
 
+    def pause_reading(self) -> None:
+        """Take no more of the response for now."""
+        if not self._reading_paused and not self.transport.is_closing():
+            self._reading_paused = True
+            self.transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Take what comes again."""
+        if self._reading_paused and not self.transport.is_closing():
+            self._reading_paused = False
+            self.transport.resume_reading()
+
     def release(self, *, reusable: bool) -> None:
         """The response is complete: back to the pool if it ended cleanly.
 
@@ -153,7 +167,7 @@ class UpstreamConnection(Sender):
             and not transport.get_write_buffer_size()
         ):
             # A slow client may have paused it; idle, it must notice when the dev server closes.
-            transport.resume_reading()
+            self.resume_reading()
             self._pool.give_back(self)
         else:
             self.close()

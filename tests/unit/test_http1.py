@@ -816,13 +816,16 @@ def test_content_behind_a_known_head_may_come_in_parts(status: bytes, length: by
 def test_what_is_remembered_is_bounded() -> None:
     known = known_lines.KnownLines(fields.REQUEST_NAMES, {b"host": lambda _: True})
     for number in range(known_lines._MAX_LINES + 2):
-        assert known.sort([b"Host: %d" % number]) == ([], {b"host": b"%d" % number})
+        assert known.sort([b"Host: %d" % number], 0, 1) == ([], {b"host": b"%d" % number})
         assert len(known._known) <= known_lines._MAX_LINES
     names = fields.Names(frozenset(), frozenset())
     for number in range(fields._MAX_NAMES + 2):
         fields.Fields(names).add(b"X-%d" % number, b"a")
         assert b"X-%d" % number in names.ordinary  # those who made up the others keep none out
         assert len(names.ordinary) <= fields._MAX_NAMES
+    for number in range(http1._MAX_LENGTHS + 2):
+        assert http1._known_length(b"%d" % number) == number
+        assert len(http1._LENGTHS) <= http1._MAX_LENGTHS
 
 
 # -- any bytes, any splits -----------------------------------------------------------------------

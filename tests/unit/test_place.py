@@ -66,6 +66,7 @@ def test_a_base_that_was_seen_is_known_at_first_sight_and_few_are_remembered() -
         places.of(head(b"/preview/other-id-%d/" % number))
     assert len(places._known) <= 4096
     assert places.of(head(BASE + b"c")).session_id == ID
+    assert places.of(head(BASE[:-1])).misplaced
 
 
 @pytest.mark.parametrize("name", [b"", b"short", b"UPPERCASE-0", b"a" * 41, b"abcdef%2d123", b".."])
