@@ -115,6 +115,7 @@ class Timed(asyncio.Protocol):
     def __init__(self, done: Callable[[Timed, int], None]) -> None:
         self.transport: asyncio.WriteTransport = cast("asyncio.WriteTransport", None)
         self._done = done
+        #: When the request under way was sent; 0 if there is none.
         self._sent_ns = 0
         self._received = b""
 
@@ -124,16 +125,24 @@ class Timed(asyncio.Protocol):
     def send(self, data: bytes) -> None:
         """Begin a request."""
         self._sent_ns = time.perf_counter_ns()
-        self.transport.write(data)
+        if self.transport.is_closing():
+            self._end(-1)
+        else:
+            self.transport.write(data)
 
     def data_received(self, data: bytes) -> None:
         self._received += data
-        if not complete(self._received):
-            return
-        taken = time.perf_counter_ns() - self._sent_ns
-        good = self._received.startswith(b"HTTP/1.1 200")
-        self._received = b""
-        self._done(self, taken if good else -1)
+        if complete(self._received):
+            taken = time.perf_counter_ns() - self._sent_ns
+            self._end(taken if self._received.startswith(b"HTTP/1.1 200") else -1)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._sent_ns:
+            self._end(-1)
+
+    def _end(self, nanoseconds: int) -> None:
+        self._received, self._sent_ns = b"", 0
+        self._done(self, nanoseconds)
 
 
 def complete(received: bytes) -> bool:
@@ -164,8 +173,7 @@ class Paced:
         if self._error:
             return
         try:
-            if not self._sent:
-                await self._connect()
+            await self._connect()
             await self._send_all()
         except (OSError, TimeoutError) as exc:
             self._error = f"{type(exc).__name__}: {exc}"
@@ -178,8 +186,10 @@ class Paced:
         return {"p50": percentile(micros, 50), "p99": percentile(micros, 99)}
 
     async def _connect(self) -> None:
+        """Open all connections; later, those that were closed while others had their turn."""
         loop = asyncio.get_running_loop()
-        for _ in range(self._options.connections):
+        self._idle = [timed for timed in self._idle if not timed.transport.is_closing()]
+        while len(self._idle) < self._options.connections:
             _, timed = await loop.create_connection(
                 lambda: Timed(self._done), "127.0.0.1", self._port
             )
@@ -189,13 +199,14 @@ class Paced:
         loop = asyncio.get_running_loop()
         rate = self._options.rate
         started, due = loop.time(), 0
-        while (now := loop.time() - started) < _TURN_SECONDS:
+        while not self._error and (now := loop.time() - started) < _TURN_SECONDS:
             while due < now * rate:
                 due += 1
                 self._send()
             # The pace itself is what is waited for.
             await asyncio.sleep(1 / rate)
         if len(self._idle) < self._options.connections:
+            # Who is late is not to be so in the turns of others.
             self._all_done = loop.create_future()
             async with asyncio.timeout(_TIMEOUT):
                 await self._all_done
@@ -206,7 +217,9 @@ class Paced:
 
     def _send(self) -> None:
         if not self._idle:
-            raise ConnectionError("found no free connection: the rate is too high")
+            most = self._options.connections
+            self._error = f"{most} requests were under way: the rate is too high"
+            return
         self._sent += 1
         self._idle.pop().send(request(f"{self._path}?{self._sent}", self._port))
 
