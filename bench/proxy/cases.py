@@ -217,7 +217,7 @@ def _transfer(kind: str, name: str) -> Measure:
 
 def _latency(running: Sequence[Contestant], effort: Effort, cores: Cores) -> Round:
     targets = [contestant.target("1k") for contestant in running]
-    arguments = (*targets, "--seconds", effort.seconds, "--rate", 500, "--connections", 128)
+    arguments = (*targets, "--seconds", effort.seconds, "--rate", 500, "--connections", 64)
     results = load(cores, "latency", *arguments, seconds=effort.seconds * len(targets))
     names = [contestant.name for contestant in running]
     return {
