@@ -243,9 +243,15 @@ class Contestant:
     """A running contestant. Raises Missing or RuntimeError if it cannot be started."""
 
     def __init__(
-        self, name: str, upstream: int, cores: Cores, more: Mapping[str, str] | None = None
+        self,
+        name: str,
+        upstream: int,
+        cores: Cores,
+        more: Mapping[str, str] | None = None,
+        *,
+        under: Sequence[str] = (),
     ) -> None:
-        """Start it, with ``more`` in its environment."""
+        """Start it, with ``more`` in its environment, as arguments of the command ``under``."""
         self.name = name
         self.port = free_port()
         #: Resident memory when it had forwarded its first request.
@@ -257,7 +263,7 @@ class Contestant:
             plan = PLANNERS[name](self._folder, self.port, upstream)
             self.base = plan.base
             self.running = Running(
-                plan.command,
+                [*under, *plan.command],
                 cores=cores.proxy,
                 log=self._folder / "log",
                 env={**environ, **plan.env, **(more or {})},

@@ -12,6 +12,7 @@ from bench.proxy.cases import QUICK, CaseFailed, Metric, Rival, limited_sockets,
 from bench.proxy.chart import Panel, draw
 from bench.proxy.contestants import SHIPPED
 from bench.proxy.figures import Figure, percentile, ratios, shown
+from bench.proxy.footprint import Footprint, blocks, parse, report
 from bench.proxy.frames import frame, split_frames, unmask
 from bench.proxy.load import complete
 from bench.proxy.report import CaseResult, Results, summary, table, verdicts
@@ -167,3 +168,42 @@ def test_the_chart_is_well_formed_and_bars_are_in_proportion() -> None:
     }
     assert bars["own"] == pytest.approx(2 * bars["base"], rel=0.01)
     assert "prefers-color-scheme: dark" in svg
+
+
+CALLGRIND = """
+positions: instr line
+events: Ir
+ob=(1) /lib/a.so
+fn=(1) begin
+0x1000 7 10
++4 * 10
+cob=(2) /lib/b.so
+cfn=(2) end
+calls=10 0x40
++4 8 70
+ob=(2)
+fn=(2)
+0x40 1 10
+-32 +1 1
+"""
+
+
+def test_a_footprint_is_what_nearly_every_request_executes() -> None:
+    found = parse(CALLGRIND.splitlines())
+    assert found.counts == {
+        ("/lib/a.so", 0x1000): 10,
+        ("/lib/a.so", 0x1004): 10,
+        ("/lib/b.so", 0x40): 10,
+        ("/lib/b.so", 0x20): 1,
+    }
+    every = found.of_every_request(10)
+    assert ("/lib/b.so", 0x20) not in every
+    assert blocks(every, 64) == {"/lib/a.so": 1, "/lib/b.so": 1}
+    assert report(found, 10, 1) == [
+        "3 instructions per request, 3 of them different",
+        "2 lines of 64 bytes, 2 pages",
+        "      1 lines     1 pages  a.so",
+        "      1 lines     1 pages  b.so",
+        "      1 lines  begin",
+    ]
+    assert Footprint().of_every_request(10) == []
