@@ -11,8 +11,8 @@ DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 LOCK_FLAGS ?=
 
-# Most tests wait for other processes: side by side they take half the time. What measures this
-# machine's memory and descriptors runs by itself.
+# Most tests wait for other processes: side by side they take half the time. What measures how much
+# memory and how many descriptors are left runs beside no other test.
 TEST_WORKERS ?= 3
 BESIDE_EACH_OTHER := -n $(TEST_WORKERS) --dist loadfile --no-loadscope-reorder
 ALONE := tests/soak
@@ -29,7 +29,8 @@ COMPILED_TESTS ?= $(COMPILED_UNITS:%=tests/unit/test_%.py) tests/protocol tests/
 	tests/e2e/test_main_job.py tests/e2e/test_streams.py tests/e2e/test_loopback.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pure test-compiled test-image test-k8s compiled compiled-where-possible lint bench fuzz lock docs clean
+.PHONY: help setup demo test test-pure test-others test-soak test-compiled test-image test-k8s \
+	compiled compiled-where-possible lint bench fuzz lock docs clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -49,11 +50,15 @@ lint: setup ## Check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Side by side is what keeps one core busy each, and what the tests come before (nice).
+# Side by side is what keeps little more than one core busy each.
 test: setup ## Run every check and test (PYTEST_FLAGS="-k name")
 	@$(MAKE) --no-print-directory -j2 lint compiled-where-possible
 	@$(MAKE) --no-print-directory test-pure
-	@$(MAKE) --no-print-directory -j2 test-compiled test-image
+	@$(MAKE) --no-print-directory -j2 test-others test-image
+
+test-others:
+	@$(MAKE) --no-print-directory test-soak
+	@$(MAKE) --no-print-directory test-compiled
 
 # pytest's status 5: none of these tests was meant by PYTEST_FLAGS. Status 1: some have failed. If that
 # was beside others, they run once more by themselves, where they have to pass: a failure that only a
@@ -67,6 +72,8 @@ TESTS = $(BIN)/pytest $(addprefix --ignore=,$(ALONE)) $(PYTEST_FLAGS)
 
 test-pure: setup
 	$(TESTS) $(BESIDE_EACH_OTHER) || $(call judged,$(TESTS))
+
+test-soak: setup
 	$(BIN)/pytest $(ALONE) $(PYTEST_FLAGS) || $(NONE_MEANT)
 
 TESTS_COMPILED = $(PYTEST_COMPILED) $(COMPILED_TESTS) $(PYTEST_FLAGS)
@@ -84,7 +91,7 @@ test-image: setup ## Build the images and run them (Debian, as root)
 	@if [ -z "$$CI" ] && ! { [ "$$(id -u)" = 0 ] && command -v buildah && command -v crun && \
 			command -v mmdebstrap; } >/dev/null; then \
 		echo "test: no root, buildah, crun or mmdebstrap: the images are not checked"; \
-	else nice scripts/check-image; fi
+	else scripts/check-image; fi
 
 test-k8s: setup ## Test replicas on the cluster that kubectl points to
 	PREVIEW_K8S_TEST=1 $(BIN)/pytest tests/k8s --junit-xml build/k8s-test/junit.xml $(PYTEST_FLAGS)
