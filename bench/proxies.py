@@ -1,6 +1,6 @@
 """The gateway beside other proxies: CPU, memory and latency on the same machine in one run.
 
-``python -m bench.proxies`` takes 10 to 15 minutes, with ``--quick`` about 2. Peers are installed
+``python -m bench.proxies`` takes about half an hour, with ``--quick`` about 2. Peers are installed
 into ``.bench/``; results go to ``.bench/results.json``, with ``--record`` to ``docs/``, too.
 """
 
