@@ -102,6 +102,7 @@ compiled: $(COMPILED)/.stamp ## Compile the data plane, into build/compiled
 compiled-where-possible: setup
 	@! scripts/can-compile || $(MAKE) --no-print-directory compiled
 
+# Files, not folders: those change when Python writes its caches into them.
 $(COMPILED)/.stamp: $(STAMP) hatch_build.py scripts/compile $(shell find gateway -name __pycache__ -prune -o -type f -print)
 	@scripts/compile $(COMPILED)
 	@touch $@

@@ -43,7 +43,7 @@ class CaseFailed(Exception):
 
 
 #: What may go wrong with a contestant without being the end of the run.
-FAILURES: Final = (*FAILED_START, CaseFailed, subprocess.TimeoutExpired)
+_FAILURES: Final = (*FAILED_START, CaseFailed, subprocess.TimeoutExpired)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +178,7 @@ def each(measure: Measure) -> Callable[[Sequence[Contestant], Effort, Cores], Ro
         for contestant in running:
             try:
                 measured[contestant.name] = measure(contestant, effort, cores)
-            except FAILURES as exc:
+            except _FAILURES as exc:
                 measured[contestant.name] = exc
         return measured
 
