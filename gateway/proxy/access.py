@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Final
 from urllib.parse import urlsplit
 
+from gateway.proxy.fields import AUTHORIZATION, HOST, ORIGIN
 from gateway.proxy.http1 import RequestHead
 from gateway.tokens import SESSION_TOKEN, Caller, Tokens
 
@@ -40,6 +41,8 @@ class Access:
             self._names.add(urlsplit(public_url).hostname or "")
         self._names.discard("")
         self._known_hosts: dict[bytes, bool] = {}
+        #: The one that was allowed last; mostly it is the only one.
+        self._allowed_host: bytes | None = None
 
     def caller(self, head: RequestHead) -> Caller | None:
         """Whose token of the gateway's own the request carries, if any."""
@@ -53,15 +56,15 @@ class Access:
         upgrades and unsafe methods only from the same origin or a configured one. No Origin: no
         browser page made the request.
         """
-        if b"origin" not in head.special or (head.method in SAFE_METHODS and not head.upgrade):
+        if head.special[ORIGIN] is None or (head.method in SAFE_METHODS and not head.upgrade):
             return True
         return self.is_own_page(head)
 
     def is_own_page(self, head: RequestHead) -> bool:
         """Whether a page of the origin it asks, or of a configured one, made the request."""
-        origin = head.special.get(b"origin", b"")
+        origin = head.special[ORIGIN] or b""
         _, _, authority = origin.partition(b"://")
-        return authority == head.special.get(b"host") or origin in self._origins
+        return authority == head.special[HOST] or origin in self._origins
 
     def host_allowed(self, host: bytes) -> bool:
         """Whether the request was made under a name of this gateway.
@@ -69,13 +72,15 @@ class Access:
         Without API tokens a foreign name that resolves to the loopback address would hand the
         API to any web page (DNS rebinding), so only addresses and known names pass then.
         """
-        if self._tokens.asked_for:
+        if host == self._allowed_host or self._tokens.asked_for:
             return True
         allowed = self._known_hosts.get(host)
         if allowed is None:
             if len(self._known_hosts) >= _MAX_HOSTS:
                 self._known_hosts.clear()
             allowed = self._known_hosts[host] = self._is_own_name(host)
+        if allowed:
+            self._allowed_host = host
         return allowed
 
     def _is_own_name(self, host: bytes) -> bool:
@@ -100,7 +105,7 @@ def _bearer_token(head: RequestHead) -> bytes:
     """The token of ``Authorization: Bearer`` (RFC 6750 2.1), empty without one."""
     # Servers differ in which white space they take for the one SP: all is taken here, so that no
     # token is passed on to a dev server that would read it.
-    words = head.special.get(b"authorization", b"").split(None, 1)
+    words = (head.special[AUTHORIZATION] or b"").split(None, 1)
     return words[1].strip() if len(words) == 2 and words[0].lower() == b"bearer" else b""
 
 

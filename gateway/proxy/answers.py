@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from gateway.errors import Forbidden, GatewayError, SessionNotFound
 from gateway.proxy import pages
+from gateway.proxy.fields import ORIGIN
 from gateway.proxy.http1 import RequestHead, wants_page
 from gateway.session import Route, State
 
@@ -133,7 +134,7 @@ def ended(route: Route, head: RequestHead) -> Answer:
 
 def foreign_origin(head: RequestHead) -> Forbidden:
     """The error for a request from a page of another site."""
-    origin = head.special.get(b"origin", b"").decode("latin-1")
+    origin = (head.special[ORIGIN] or b"").decode("latin-1")
     return Forbidden(
         f"origin {origin} may not do this: open the preview under its own address, or add the "
         "origin to GATEWAY_CORS_ORIGINS"

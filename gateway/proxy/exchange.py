@@ -13,8 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gateway.errors import GatewayError, SessionNotFound
 from gateway.proxy import answers, deadlines, heads, hmr, http1, tcp, tunnel
+from gateway.proxy.fields import (
+    COOKIE,
+    EXPECT,
+    SEC_WEBSOCKET_ACCEPT,
+    SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_PROTOCOL,
+)
 from gateway.proxy.http1 import END, Malformed, RequestHead, ResponseHead
-from gateway.proxy.upstream import Pool, UpstreamConnection, UpstreamUnreachable
+from gateway.proxy.upstream import Consumer, Pool, UpstreamConnection, UpstreamUnreachable
 from gateway.session import ENDED, PENDING, SessionId, State
 from gateway.tokens import Caller
 
@@ -38,7 +45,7 @@ class BadUpstreamResponse(GatewayError):
     title = "Bad response from the dev server"
 
 
-class Exchange:
+class Exchange(Consumer):
     """A request under way on a client connection."""
 
     #: How many interim responses have come. Not set before the first: hardly any request has one.
@@ -97,14 +104,14 @@ class Exchange:
 
     def begin(self) -> None:
         """Forward at once if route and connection are at hand; else let a task wait for them."""
-        session_id = self.place.session_id
+        session_id, now = self.place.session_id, self.plane.now()
         if session_id is None:
             self._aim_at_control()
         else:
-            entry = self.plane.routes.get(session_id, self.plane.now())
+            entry = self.plane.routes.get(session_id, now)
             if entry is not None and self._may_forward(entry):
                 self._aim_at(entry)
-        upstream = self._pooled()
+        upstream = self._pooled(now)
         if upstream is not None:
             self._send(upstream)
         else:
@@ -135,11 +142,11 @@ class Exchange:
             ),
         )
 
-    def _pooled(self) -> UpstreamConnection | None:
+    def _pooled(self, now: float) -> UpstreamConnection | None:
         """A pooled connection. An upgrade gets a new one: nobody can retry it."""
         if self._pool is None or self.head.upgrade or self._fresh:
             return None
-        return self._pool.take()
+        return self._pool.take(now)
 
     def _may_forward(self, entry: Entry) -> bool:
         return (
@@ -154,7 +161,7 @@ class Exchange:
             return True
         if self.caller is not None and self.caller.manages(entry.route.creator):
             return True
-        cookies = self.head.special.get(b"cookie")
+        cookies = self.head.special[COOKIE]
         return cookies is not None and self.plane.viewers.admits(entry.route, cookies)
 
     def review(self, entry: Entry) -> None:
@@ -329,12 +336,21 @@ class Exchange:
 
     async def _connect(self) -> None:
         assert self._pool is not None  # noqa: S101 - set by every caller
-        upstream = self._pooled()
+        upstream = self._pooled(self.plane.now())
         if upstream is None:
             upstream = await self._pool.open(upgrade=bool(self.head.upgrade), fresh=self._fresh)
         self._send(upstream)
 
     # -- the response ----------------------------------------------------------------------------
+
+    def response_begun(self, response: ResponseHead, content: bytes, *, whole: bool) -> None:
+        """Relay a final response that has begun simply, as nearly all do; ``whole`` if it is over.
+
+        The same as ``response_events``, in a third of the code.
+        """
+        self.client.write(self._relayed(response, content))
+        if whole:
+            self._finish()
 
     def response_events(self, events: list[Any]) -> None:
         """Relay what the dev server has sent; all of one read goes out in one write."""
@@ -357,7 +373,7 @@ class Exchange:
                     out.append(heads.chunk(event) if self._chunked else event)
             elif type(event) is ResponseHead:
                 if event.status >= 200:
-                    self._relay_head(event, out)
+                    out.append(self._relayed(event))
                 elif event.status == 101:
                     self._switch(event, out)
                     return
@@ -405,7 +421,8 @@ class Exchange:
                 )
             )
 
-    def _relay_head(self, response: ResponseHead, out: list[bytes]) -> None:
+    def _relayed(self, response: ResponseHead, content: bytes = b"") -> bytes:
+        """The head of the final response, and ``content`` behind it, as they go to the client."""
         head = self.head
         self.plane.profile.put_right(response, self.place, head, self._pool)
         self._response = response
@@ -423,14 +440,13 @@ class Exchange:
             else:
                 self._chunked = True
         self.plane.stats.count(response.status)
-        out.append(
-            heads.response_head(
-                response,
-                extra=self.plane.replica_field,
-                connection=_connection_value(head, keep_alive=self._keep_alive),
-                chunked=self._chunked and head.method != b"HEAD",
-                to_head=head.method == b"HEAD" and not head.http10,
-            )
+        return heads.response_head(
+            response,
+            extra=self.plane.replica_field,
+            connection=_connection_value(head, keep_alive=self._keep_alive),
+            chunked=self._chunked and head.method != b"HEAD",
+            to_head=head.method == b"HEAD" and not head.http10,
+            content=content,
         )
 
     def _finish(self) -> None:
@@ -518,7 +534,7 @@ class Exchange:
         if head.upgrade:
             return deadlines.UPGRADE, 0
         if not (self._request_complete or self.upstream_blocked):
-            if b"expect" not in head.special or client.content_parts:
+            if head.special[EXPECT] is None or client.content_parts:
                 return deadlines.CLIENT_SENDS, client.content_parts
         elif self._may_be_silent():
             # Some servers send the head with the first event, whenever that is.
@@ -560,13 +576,14 @@ class Exchange:
             return
         self._upstream = None
         self.plane.profile.put_right(response, self.place, self.head, self._pool)
-        special = self.head.special
-        protocol = response.special.get(b"sec-websocket-protocol", b"")
+        protocol = response.special[SEC_WEBSOCKET_PROTOCOL]
+        if self.head.special[SEC_WEBSOCKET_PROTOCOL] is None:
+            protocol = None
         out.append(
             heads.switching_head(
                 response,
                 upgrade=response.upgrade,
-                protocol=protocol if b"sec-websocket-protocol" in special else b"",
+                protocol=protocol or b"",
                 extra=self.plane.replica_field,
             )
         )
@@ -602,8 +619,8 @@ class Exchange:
         if not token or token not in head.upgrade.lower().split(b", "):
             return "101 to another protocol than the one asked for"
         if token == b"websocket":
-            key = head.special.get(b"sec-websocket-key", b"")
-            if response.special.get(b"sec-websocket-accept", b"") != http1.accept_key(key):
+            key = head.special[SEC_WEBSOCKET_KEY] or b""
+            if response.special[SEC_WEBSOCKET_ACCEPT] != http1.accept_key(key):
                 return "wrong Sec-WebSocket-Accept"
         return ""
 

@@ -6,6 +6,7 @@ says them itself, or lets nobody say them: the architecture document has the lis
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final
 
 #: Fields that concern one connection only (RFC 9110 7.6.1), or that the gateway writes itself.
@@ -32,57 +33,86 @@ DROPPED: Final = frozenset(
 )
 #: Names that begin so are the gateway's own, in both directions.
 _OWN: Final = b"x-preview-"
-_REQUEST_SPECIAL: Final = frozenset(
-    {
-        b"host",
-        b"connection",
-        b"content-length",
-        b"transfer-encoding",
-        b"upgrade",
-        b"origin",
-        b"expect",
-        b"authorization",
-        b"sec-websocket-protocol",
-        b"x-forwarded-for",
-        b"x-forwarded-host",
-        b"x-forwarded-proto",
-    }
-)
+
+#: The values of the fields that count, of one head: a list with a place for each. Numbers instead
+#: of names, since every request asks for nearly all of them (bench/proxies.py, case get-1k).
+Special = list[bytes | None]
+CONNECTION: Final = 0
+CONTENT_LENGTH: Final = 1
+TRANSFER_ENCODING: Final = 2
+UPGRADE: Final = 3
+SEC_WEBSOCKET_PROTOCOL: Final = 4
+# Of requests only:
+HOST: Final = 5
+ORIGIN: Final = 6
+EXPECT: Final = 7
+AUTHORIZATION: Final = 8
+X_FORWARDED_FOR: Final = 9
+X_FORWARDED_HOST: Final = 10
+X_FORWARDED_PROTO: Final = 11
+ACCEPT: Final = 12
+COOKIE: Final = 13
+SEC_FETCH_MODE: Final = 14
+SEC_WEBSOCKET_KEY: Final = 15
+SEC_WEBSOCKET_VERSION: Final = 16
+# Of responses only:
+SEC_WEBSOCKET_ACCEPT: Final = 5
+#: Whether anything may have to be put right (``profile``); the values are taken from the lines.
+LOCATION: Final = 6
+LOOKED_AT: Final = 7
+_PLACES: Final = 17
+
+#: Fields of requests that end here, once the gateway has acted upon them.
+_REQUEST_SPECIAL: Final = {
+    b"host": HOST,
+    b"connection": CONNECTION,
+    b"content-length": CONTENT_LENGTH,
+    b"transfer-encoding": TRANSFER_ENCODING,
+    b"upgrade": UPGRADE,
+    b"origin": ORIGIN,
+    b"expect": EXPECT,
+    b"authorization": AUTHORIZATION,
+    b"sec-websocket-protocol": SEC_WEBSOCKET_PROTOCOL,
+    b"x-forwarded-for": X_FORWARDED_FOR,
+    b"x-forwarded-host": X_FORWARDED_HOST,
+    b"x-forwarded-proto": X_FORWARDED_PROTO,
+}
 #: Read by the gateway and passed on all the same.
-_REQUEST_NOTED: Final = frozenset(
-    {b"accept", b"cookie", b"sec-fetch-mode", b"sec-websocket-key", b"sec-websocket-version"}
-)
-_RESPONSE_SPECIAL: Final = frozenset(
-    {
-        b"connection",
-        b"content-length",
-        b"transfer-encoding",
-        b"upgrade",
-        b"sec-websocket-protocol",
-    }
-)
-#: Noted so that a glance tells whether anything may have to be put right (``profile``).
-_RESPONSE_NOTED: Final = frozenset(
-    {
-        b"sec-websocket-accept",
-        b"location",
-        b"content-location",
-        b"access-control-allow-origin",
-        b"set-cookie",
-        b"service-worker-allowed",
-        b"clear-site-data",
-        b"strict-transport-security",
-        b"nel",
-        b"report-to",
-        b"reporting-endpoints",
-        b"alt-svc",
-    }
-)
+_REQUEST_NOTED: Final = {
+    b"accept": ACCEPT,
+    b"cookie": COOKIE,
+    b"sec-fetch-mode": SEC_FETCH_MODE,
+    b"sec-websocket-key": SEC_WEBSOCKET_KEY,
+    b"sec-websocket-version": SEC_WEBSOCKET_VERSION,
+}
+_RESPONSE_SPECIAL: Final = {
+    b"connection": CONNECTION,
+    b"content-length": CONTENT_LENGTH,
+    b"transfer-encoding": TRANSFER_ENCODING,
+    b"upgrade": UPGRADE,
+    b"sec-websocket-protocol": SEC_WEBSOCKET_PROTOCOL,
+}
+_RESPONSE_NOTED: Final = {
+    b"sec-websocket-accept": SEC_WEBSOCKET_ACCEPT,
+    b"location": LOCATION,
+    b"content-location": LOOKED_AT,
+    b"access-control-allow-origin": LOOKED_AT,
+    b"set-cookie": LOOKED_AT,
+    b"service-worker-allowed": LOOKED_AT,
+    b"clear-site-data": LOOKED_AT,
+    b"strict-transport-security": LOOKED_AT,
+    b"nel": LOOKED_AT,
+    b"report-to": LOOKED_AT,
+    b"reporting-endpoints": LOOKED_AT,
+    b"alt-svc": LOOKED_AT,
+}
+#: Hardly any two messages have the same value of these.
+_ALWAYS_NEW: Final = frozenset({b"etag", b"if-none-match"})
 #: Single-valued fields: a second one makes the message ambiguous.
 _ONCE: Final = frozenset({b"host", b"origin", b"authorization", b"sec-websocket-key", b"location"})
 
 #: Passed on by value; unlike the rest of what is special they end here when Connection says so.
-_CARRIED: Final = frozenset({b"authorization", b"expect"})
+_CARRIED: Final = {b"authorization": AUTHORIZATION, b"expect": EXPECT}
 #: Connection options that are no fields, and fields that a message cannot do without: those of the
 #: WebSocket handshake. Host, Origin and the framing are written anew in any case.
 _NEVER_NAMED: Final = frozenset(
@@ -109,6 +139,11 @@ def ends_here(lower: bytes) -> bool:
     return lower in DROPPED or lower.startswith(_OWN)
 
 
+def no_special() -> Special:
+    """Of a head with none of the fields that count."""
+    return [None] * _PLACES
+
+
 class Refusal(Exception):
     """Raised inside llhttp's callbacks; becomes a Malformed event."""
 
@@ -120,13 +155,16 @@ class Refusal(Exception):
 class Names:
     """What becomes of the fields of requests, or of responses, by their names."""
 
-    __slots__ = ("noted", "ordinary", "special")
+    __slots__ = ("noted", "ordinary", "places", "special")
 
-    def __init__(self, special: frozenset[bytes], noted: frozenset[bytes]) -> None:
-        self.special = special
-        self.noted = noted
-        #: Names, as they were written, that are known to be nothing but passed on.
-        self.ordinary: set[bytes] = set()
+    def __init__(self, special: Mapping[bytes, int], noted: Mapping[bytes, int]) -> None:
+        self.special = frozenset(special)
+        self.noted = frozenset(noted)
+        #: Where the values of both are kept.
+        self.places = {**special, **noted}
+        #: Names, as they were written, that are known to be nothing but passed on, and whether
+        #: their lines come again.
+        self.ordinary: dict[bytes, bool] = {}
 
     def learn(self, name: bytes) -> None:
         """Recognise an ordinary name at first sight from now on."""
@@ -134,7 +172,7 @@ class Names:
             return
         if len(self.ordinary) >= _MAX_NAMES:
             self.ordinary.clear()  # else whoever makes up names keeps all others out for good
-        self.ordinary.add(name)
+        self.ordinary[name] = name.lower() not in _ALWAYS_NEW
 
 
 class Fields:
@@ -145,7 +183,7 @@ class Fields:
     def __init__(self, names: Names) -> None:
         self._names = names
         self.lines: list[bytes] = []
-        self.special: dict[bytes, bytes] = {}
+        self.special = no_special()
         self._counted = 0
         self._counted_bytes = 0
 
@@ -179,17 +217,18 @@ class Fields:
         return self._counted_bytes
 
     def _take(self, lower: bytes, value: bytes) -> None:
-        earlier = self.special.get(lower)
+        place = self._names.places[lower]
+        earlier = self.special[place]
         if earlier is None:
-            self.special[lower] = value
+            self.special[place] = value
         elif lower in _ONCE:
             raise Refusal(400, f"more than one {lower.decode()} field")
         else:
-            self.special[lower] = b"%b, %b" % (earlier, value)
+            self.special[place] = b"%b, %b" % (earlier, value)
 
     def drop_named_in_connection(self) -> None:
         # RFC 9110 7.6.1: Connection names further fields that end at this hop.
-        connection = self.special.get(b"connection")
+        connection = self.special[CONNECTION]
         if connection is None:
             return
         named = {token.strip(WHITESPACE).lower() for token in connection.split(b",")}
@@ -198,8 +237,8 @@ class Fields:
             self.lines = [
                 line for line in self.lines if line[: line.index(b":")].lower() not in named
             ]
-            for name in named & _CARRIED:
-                self.special.pop(name, None)
+            for name in named & _CARRIED.keys():
+                self.special[_CARRIED[name]] = None
 
 
 REQUEST_NAMES: Final = Names(_REQUEST_SPECIAL, _REQUEST_NOTED)

@@ -11,11 +11,9 @@ import ipaddress
 from collections.abc import Iterable
 from typing import Final
 
+from gateway.proxy.fields import X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO
 from gateway.proxy.http1 import RequestHead, is_host
 
-FOR: Final = b"x-forwarded-for"
-HOST: Final = b"x-forwarded-host"
-PROTO: Final = b"x-forwarded-proto"
 #: Some proxies name the scheme of an upgrade by what it upgrades to.
 _SCHEMES: Final = {b"http": b"http", b"https": b"https", b"ws": b"http", b"wss": b"https"}
 
@@ -44,18 +42,18 @@ class Forwarding:
 
     def host(self, head: RequestHead) -> bytes | None:
         """The host that a trusted proxy says was asked for; None if it says nothing usable."""
-        value = _last(head, HOST)
+        value = _last(head, X_FORWARDED_HOST)
         return value if value and is_host(value) else None
 
     def scheme(self, head: RequestHead, *, trusted: bool) -> bytes:
         """``http`` or ``https``: what the browser used."""
-        said = _SCHEMES.get(_last(head, PROTO).lower()) if trusted else None
+        said = _SCHEMES.get(_last(head, X_FORWARDED_PROTO).lower()) if trusted else None
         return said or self._scheme
 
     def client(self, head: RequestHead, peer_host: bytes, *, trusted: bool) -> bytes:
         """The address of the client: the peer's, or what the trusted proxies made of it."""
         client = peer_host
-        hops = head.special.get(FOR, b"").split(b",") if trusted else []
+        hops = (head.special[X_FORWARDED_FOR] or b"").split(b",") if trusted else []
         while hops and self.trusts(client):
             hop = _address(hops.pop().strip(b" \t"))
             if not hop:
@@ -76,7 +74,7 @@ class Forwarding:
         self, head: RequestHead, peer_host: bytes, *, trusted: bool, host: bytes
     ) -> tuple[bytes, ...]:
         """The lines by which a dev server knows its public address (header profile ``public``)."""
-        earlier = head.special.get(FOR) if trusted else None
+        earlier = head.special[X_FORWARDED_FOR] if trusted else None
         return (
             b"X-Forwarded-For: " + (b"%b, %b" % (earlier, peer_host) if earlier else peer_host),
             b"X-Forwarded-Host: " + host,
@@ -84,8 +82,8 @@ class Forwarding:
         )
 
 
-def _last(head: RequestHead, name: bytes) -> bytes:
-    return head.special.get(name, b"").rpartition(b",")[2].strip(b" \t")
+def _last(head: RequestHead, place: int) -> bytes:
+    return (head.special[place] or b"").rpartition(b",")[2].strip(b" \t")
 
 
 def _address(hop: bytes) -> bytes:

@@ -10,7 +10,15 @@ from collections.abc import Iterable
 from http import HTTPStatus
 from typing import Final
 
-from gateway.proxy.http1 import RequestHead, ResponseHead
+from gateway.proxy.fields import (
+    AUTHORIZATION,
+    CONTENT_LENGTH,
+    EXPECT,
+    ORIGIN,
+    SEC_WEBSOCKET_PROTOCOL,
+    TRANSFER_ENCODING,
+)
+from gateway.proxy.http1 import RequestHead, ResponseHead, request_line
 
 
 def request_head(
@@ -26,56 +34,65 @@ def request_head(
     ``origin`` replaces the value of Origin where one was sent; None leaves it out. ``extra`` are
     further field lines. ``target`` replaces the request target.
     """
-    lines = [
-        b"%b %b HTTP/1.1" % (head.method, head.target if target is None else target),
-        b"Host: " + host,
-    ]
+    start = head.start if target is None else request_line(head.method, target)
+    lines = [start, b"Host: " + host]
     lines += head.lines
     if extra:
         lines += extra
     special = head.special
-    if origin is not None and b"origin" in special:
+    if origin is not None and special[ORIGIN] is not None:
         lines.append(b"Origin: " + origin)
-    if b"authorization" in special:
-        lines.append(b"Authorization: " + special[b"authorization"])
-    if b"sec-websocket-protocol" in special:
-        lines.append(b"Sec-WebSocket-Protocol: " + special[b"sec-websocket-protocol"])
-    if b"expect" in special:
-        lines.append(b"Expect: " + special[b"expect"])
+    if (authorization := special[AUTHORIZATION]) is not None:
+        lines.append(b"Authorization: " + authorization)
+    if (protocol := special[SEC_WEBSOCKET_PROTOCOL]) is not None:
+        lines.append(b"Sec-WebSocket-Protocol: " + protocol)
+    if (expect := special[EXPECT]) is not None:
+        lines.append(b"Expect: " + expect)
     if head.upgrade:
         lines.append(b"Connection: Upgrade\r\nUpgrade: " + head.upgrade)
     elif head.chunked:
         lines.append(b"Transfer-Encoding: chunked")
-    elif b"content-length" in special:
+    elif special[CONTENT_LENGTH] is not None:
         lines.append(b"Content-Length: %d" % head.content_length)
     lines.append(b"\r\n")
     return b"\r\n".join(lines)
 
 
 def response_head(
-    head: ResponseHead, *, extra: bytes, connection: bytes, chunked: bool, to_head: bool = False
+    head: ResponseHead,
+    *,
+    extra: bytes,
+    connection: bytes,
+    chunked: bool,
+    to_head: bool = False,
+    content: bytes = b"",
 ) -> bytes:
     """The head as it goes to the client. ``extra`` are complete field lines (with CRLF).
 
     ``connection`` is the value of Connection, if any. ``chunked`` says that content is sent in
     chunks; ``to_head`` that the request was HEAD in HTTP/1.1, whose answer announces what it has
-    not.
+    not. ``content`` goes behind the head, as it is.
     """
-    lines = [b"HTTP/1.1 %d %b" % (head.status, head.reason)]
+    lines = [head.start]
     lines += head.lines
     special = head.special
     if chunked:
         lines.append(b"Transfer-Encoding: chunked")
-    elif b"content-length" in special and head.status >= 200 and head.status != 204:
-        lines.append(b"Content-Length: " + special[b"content-length"])
-    elif to_head and b"transfer-encoding" in special:
+    elif (length := special[CONTENT_LENGTH]) is not None and _tells_length(head.status):
+        lines.append(b"Content-Length: " + length)
+    elif to_head and special[TRANSFER_ENCODING] is not None:
         # An answer to HEAD has the fields that one to GET would have had (RFC 9110 9.3.2).
         lines.append(b"Transfer-Encoding: chunked")
     if connection:
         lines.append(b"Connection: " + connection)
     lines.append(extra)
-    lines.append(b"")
+    lines.append(content)
     return b"\r\n".join(lines)
+
+
+def _tells_length(status: int) -> bool:
+    """Whether such a response may have a Content-Length (RFC 9110 8.6)."""
+    return status >= 200 and status != 204
 
 
 def switching_head(head: ResponseHead, *, upgrade: bytes, protocol: bytes, extra: bytes) -> bytes:

@@ -26,11 +26,11 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from gateway.errors import GatewayError
-from gateway.proxy import http1, tunnel
+from gateway.proxy import fields, http1, tunnel
 from gateway.proxy.frames import PING, FrameWatch, text_frame
 from gateway.proxy.http1 import Malformed, ResponseHead
 from gateway.proxy.tunnel import TunnelSide
-from gateway.proxy.upstream import UpstreamConnection, UpstreamUnreachable
+from gateway.proxy.upstream import Consumer, UpstreamConnection, UpstreamUnreachable
 from gateway.session import PENDING, Route, SessionId, State
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ _MAX_SAID: Final = 64 * 1024
 
 def is_hmr(response: ResponseHead) -> bool:
     """Whether a 101 opens an HMR socket that could be kept."""
-    return response.special.get(b"sec-websocket-protocol") == _PROTOCOL and not any(
+    return response.special[fields.SEC_WEBSOCKET_PROTOCOL] == _PROTOCOL and not any(
         line[: len(_EXTENSIONS)].lower() == _EXTENSIONS for line in response.lines
     )
 
@@ -321,8 +321,8 @@ class WaitingSide(TunnelSide):
         return not self.transport.is_closing() and not self.transport.get_write_buffer_size()
 
 
-class Dial(asyncio.Protocol):
-    """Opens the HMR socket of a dev server and hears its greeting. Implements ``Consumer``.
+class Dial(Consumer):
+    """Opens the HMR socket of a dev server and hears its greeting: an asyncio.Protocol, then.
 
     ``greeted`` is done once it is heard; what follows it is in ``heard``, or waits unread.
     """
@@ -347,6 +347,10 @@ class Dial(asyncio.Protocol):
         )
         upstream.send(self, b"\r\n".join(lines) + b"\r\n\r\n", b"GET")
 
+    def response_begun(self, response: ResponseHead, content: bytes, *, whole: bool) -> None:
+        """Take an answer that is no 101."""
+        self._fail(f"it answered {response.status}")
+
     def response_events(self, events: list[Any]) -> None:
         """Take the answer to the handshake."""
         taken = events[:]
@@ -363,13 +367,14 @@ class Dial(asyncio.Protocol):
                 return
 
     def _switched(self, response: ResponseHead) -> None:
-        accept = response.special.get(b"sec-websocket-accept")
+        accept = response.special[fields.SEC_WEBSOCKET_ACCEPT]
         if accept != http1.accept_key(self._key) or not is_hmr(response):
             self._fail("its handshake is bad")
             return
         tail = self._upstream.parser.tail
         self._upstream.detach()
-        self.transport.set_protocol(self)
+        # Compiled, a class has one base that is more than an interface.
+        self.transport.set_protocol(cast("asyncio.Protocol", self))
         self.data_received(tail)
 
     def upstream_lost(self, exc: Exception | None) -> None:
@@ -383,6 +388,12 @@ class Dial(asyncio.Protocol):
         """See ``upstream_paused``."""
 
     # -- asyncio.Protocol, after the handshake
+
+    def pause_writing(self) -> None:
+        """Nothing more is written."""
+
+    def resume_writing(self) -> None:
+        """See ``pause_writing``."""
 
     def data_received(self, data: bytes) -> None:
         self.heard += data

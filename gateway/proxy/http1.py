@@ -31,8 +31,27 @@ from typing import Any, ClassVar, Final
 
 import httptools
 
-from gateway.proxy.fields import REQUEST_NAMES, RESPONSE_NAMES, WHITESPACE, Fields, Names, Refusal
-from gateway.proxy.lines import KnownLines
+from gateway.proxy.fields import (
+    ACCEPT,
+    CONNECTION,
+    CONTENT_LENGTH,
+    EXPECT,
+    HOST,
+    REQUEST_NAMES,
+    RESPONSE_NAMES,
+    SEC_FETCH_MODE,
+    SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_VERSION,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    WHITESPACE,
+    Fields,
+    Names,
+    Refusal,
+    Special,
+    no_special,
+)
+from gateway.proxy.lines import KnownLines, only
 from gateway.proxy.trailers import TrailerFields
 
 
@@ -47,8 +66,8 @@ END: Final = _End.END
 # file, and a seventh of the time of a request went there (bench/proxies.py, case get-1k).
 class RequestHead:
     """A request head. ``lines`` are the end-to-end fields as they go upstream, ``special`` holds
-    the values of fields that the gateway acts upon, by lower-case name. ``upgrade`` is the value
-    of Upgrade if another protocol is asked for, else empty.
+    the values of fields that the gateway acts upon (see ``fields``). ``upgrade`` is the value of
+    Upgrade if another protocol is asked for, else empty.
     """
 
     __slots__ = (
@@ -59,22 +78,26 @@ class RequestHead:
         "lines",
         "method",
         "special",
+        "start",
         "target",
         "upgrade",
     )
 
     def __init__(
         self,
+        start: bytes,
         method: bytes,
         target: bytes,
         http10: bool,
         keep_alive: bool,
         lines: list[bytes],
-        special: dict[bytes, bytes],
+        special: Special,
         content_length: int,
         chunked: bool,
         upgrade: bytes,
     ) -> None:
+        #: The request line as it goes upstream.
+        self.start = start
         self.method = method
         self.target = target
         self.http10 = http10
@@ -84,6 +107,11 @@ class RequestHead:
         self.content_length = content_length
         self.chunked = chunked
         self.upgrade = upgrade
+
+    def aim_at(self, target: bytes) -> None:
+        """Ask for another target than the client has written."""
+        self.target = target
+        self.start = request_line(self.method, target)
 
     @property
     def bodyless(self) -> bool:
@@ -101,8 +129,8 @@ class ResponseHead:
         "content_length",
         "keep_alive",
         "lines",
-        "reason",
         "special",
+        "start",
         "status",
         "until_close",
         "upgrade",
@@ -110,18 +138,19 @@ class ResponseHead:
 
     def __init__(
         self,
+        start: bytes,
         status: int,
-        reason: bytes,
         keep_alive: bool,
         lines: list[bytes],
-        special: dict[bytes, bytes],
+        special: Special,
         content_length: int | None,
         chunked: bool,
         until_close: bool,
         upgrade: bytes,
     ) -> None:
+        #: The status line as it goes to the client.
+        self.start = start
         self.status = status
-        self.reason = reason
         self.keep_alive = keep_alive
         self.lines = lines
         self.special = special
@@ -224,8 +253,8 @@ class _MessageParser(ABC):
         """Whether no further message will be read from this connection."""
         return self._done
 
-    def feed(self, data: bytes) -> None:
-        """Parse ``data``; what it holds is in ``events`` afterwards."""
+    def parse(self, data: bytes) -> None:
+        """Parse ``data``, whatever it is; what it holds is in ``events`` afterwards."""
         while data and not self._done:
             data = self._count(data) if self._left else self._parse(data)
         if self._upgraded:
@@ -385,7 +414,7 @@ class _MessageParser(ABC):
         if self._trailers is None:
             self._trailers = TrailerFields(
                 self._names,
-                connection=head.special.get(b"connection", b""),
+                connection=head.special[CONNECTION] or b"",
                 max_bytes=self._max_head,
             )
         self._trailers.add(name, value)
@@ -423,6 +452,10 @@ class _MessageParser(ABC):
     # -- what differs ----------------------------------------------------------------------------
 
     @abstractmethod
+    def feed(self, data: bytes) -> None:
+        """Parse ``data``; what it holds is in ``events`` afterwards."""
+
+    @abstractmethod
     def _new_llhttp(self) -> Any:
         """A llhttp that calls this parser back."""
 
@@ -456,43 +489,47 @@ class RequestParser(_MessageParser):
 
     def feed(self, data: bytes) -> None:
         """Parse ``data``; what it holds is in ``events`` afterwards."""
-        if self._begun or self._start or self._done or self.events or not self._recognise(data):
-            super().feed(data)
+        head = self.whole(data)
+        if head is not None:
+            self.events += (head, END)
+        else:
+            self.parse(data)
 
     def _piece_end(self, data: bytes) -> int:
         head = self._head
         # A blank line may be within content; but only with one can a chunked message end.
         return self._blank_line_end(data) if head is None or head.chunked else len(data)
 
-    def _recognise(self, data: bytes) -> bool:
-        """Whether ``data`` is a simple head and nothing else; its events are there then."""
-        if len(data) > self._max_head or not data.endswith(_BLANK_LINE):
-            return False
+    def whole(self, data: bytes) -> RequestHead | None:
+        """The head, if ``data`` is a simple one and nothing else; None: it is to be parsed."""
+        if (
+            self._begun
+            or self._start
+            or self._done
+            or self.events
+            or len(data) > self._max_head
+            or not data.endswith(_BLANK_LINE)
+        ):
+            return None
         # No regular expression: it is more code than all of this, and code that nobody has run for
         # two milliseconds is what costs (docs/performance.md).
         lines = data.split(b"\r\n")
         start, end = lines[0], len(lines) - 2
-        if end > MAX_FIELDS or not start.endswith(_VERSION_11):
-            return False
-        method, _, target = start[: -len(_VERSION_11)].partition(b" ")
-        if (
-            method not in _SIMPLE_METHODS
-            or not target.startswith(b"/")
-            or len(target) > self._max_target
-            or target.translate(None, _IN_TARGET)
-        ):
-            return False
-        fields = _REQUEST_LINES.sort(lines, 1, end)
-        if fields is None or b"host" not in fields[1]:
-            return False
-        lines, special = fields
-        keep_alive = special.get(b"connection", b"").lower() != b"close"
-        self.events.append(
-            RequestHead(method, target, False, keep_alive, lines, special, 0, False, b"")
-        )
-        self.events.append(END)
+        if end > MAX_FIELDS or not (start.startswith(b"GET /") and start.endswith(_VERSION_11)):
+            return None
+        target = start[len(b"GET ") : -len(_VERSION_11)]
+        if len(target) > self._max_target or target.translate(_IN_TARGET) != target:
+            return None
+        special = no_special()
+        passing = _REQUEST_LINES.sort(lines, 1, end, special)
+        if passing is None or special[HOST] is None:
+            return None
+        connection = special[CONNECTION]
+        keep_alive = connection is None or connection.lower() != b"close"
         self._done = not keep_alive
-        return True
+        return RequestHead(
+            start, b"GET", target, False, keep_alive, passing, special, 0, False, b""
+        )
 
     def _new_llhttp(self) -> Any:
         return httptools.HttpRequestParser(self)
@@ -509,7 +546,7 @@ class RequestParser(_MessageParser):
             raise Refusal(400, "malformed request line")
         if b"#" in self._target:
             raise Refusal(400, "a request target has no fragment (RFC 9112 3.2)")
-        host = special.get(b"host")
+        host = special[HOST]
         if host is None:
             if version == "1.1":
                 raise Refusal(400, "no Host field (RFC 9112 3.2)")
@@ -517,17 +554,18 @@ class RequestParser(_MessageParser):
             raise Refusal(400, "the Host field is no host name with an optional port")
         chunked, length = _framing(special, version)
         if version == "1.0":
-            special.pop(b"expect", None)  # to be ignored (RFC 9110 10.1.1)
+            special[EXPECT] = None  # to be ignored (RFC 9110 10.1.1)
         upgrade = b""
         # RFC 9110 7.8: an Upgrade from a HTTP/1.0 client is ignored.
         if version == "1.1" and llhttp.should_upgrade():
-            upgrade = _followed(special.get(b"upgrade", b""))
+            upgrade = _followed(special[UPGRADE] or b"")
         if upgrade:
             if chunked or length:
                 raise Refusal(400, "an upgrade request with content is refused")
             if is_websocket(upgrade):
                 _check_handshake(method, special)
         return RequestHead(
+            start=request_line(method, self._target),
             method=method,
             target=self._target,
             http10=version == "1.0",
@@ -568,8 +606,16 @@ class ResponseParser(_MessageParser):
 
     def feed(self, data: bytes) -> None:
         """Parse ``data``; what it holds is in ``events`` afterwards."""
-        if self._begun or self._start or self._done or self._bodyless or not self._recognise(data):
-            super().feed(data)
+        begun = self.begun(data)
+        if begun is None:
+            self.parse(data)
+            return
+        head, content = begun
+        self.events.append(head)
+        if content:
+            self.events.append(content)
+        if not self._begun:
+            self.events.append(END)
 
     def _parse(self, data: bytes) -> bytes:
         rest = super()._parse(data)
@@ -610,32 +656,33 @@ class ResponseParser(_MessageParser):
         super()._begin()
         self._reason = b""
 
-    def _recognise(self, data: bytes) -> bool:
-        """Whether ``data`` begins with a simple head; the events of all of it are there then."""
+    def begun(self, data: bytes) -> tuple[ResponseHead, bytes] | None:
+        """(head, content that has come with it), if ``data`` begins with a simple head.
+
+        More content is to come if the parser is ``in_message`` then. None: it is to be parsed.
+        """
+        if self._begun or self._start or self._done or self._bodyless or self.events:
+            return None
         text, blank_line, content = data.partition(_BLANK_LINE)
         if not text or not blank_line or len(text) > self._max_head - len(_BLANK_LINE):
-            return False
+            return None
         lines = text.split(b"\r\n")
-        if len(lines) > MAX_FIELDS:
-            return False
-        start = _known_status(lines[0])
-        fields = _RESPONSE_LINES.sort(lines, 1, len(lines)) if start is not None else None
-        if start is None or fields is None:
-            return False
-        lines, special = fields
-        status, reason = start.status, start.reason
-        length = 0 if status in _EMPTY else _known_length(special.get(b"content-length"))
-        if length < len(content):
-            return False  # no length, or more than was announced: llhttp says what that means
-        head = ResponseHead(status, reason, True, lines, special, length, False, False, b"")
-        self.events.append(head)
-        if content:
-            self.events.append(content)
-        if length > len(content):
-            self._begun, self._head, self._left = True, head, length - len(content)
-        else:
-            self.events.append(END)
-        return True
+        start, end = lines[0], len(lines)
+        status = _known_status(start)
+        if status < 0 or end > MAX_FIELDS:
+            return None
+        special = no_special()
+        passing = _RESPONSE_LINES.sort(lines, 1, end, special)
+        if passing is None:
+            return None
+        length = 0 if status in _EMPTY else _known_length(special[CONTENT_LENGTH])
+        left = length - len(content)
+        if left < 0:
+            return None  # no length, or more than was announced: llhttp says what that means
+        head = ResponseHead(start, status, True, passing, special, length, False, False, b"")
+        if left:
+            self._begun, self._head, self._left = True, head, left
+        return head, content
 
     def _new_llhttp(self) -> Any:
         return httptools.HttpResponseParser(self)
@@ -655,8 +702,8 @@ class ResponseParser(_MessageParser):
         # RFC 9112 6.3: these have no content, whatever their fields say.
         empty = status < 200 or status in _EMPTY
         return ResponseHead(
+            start=b"HTTP/1.1 %d %b" % (status, self._reason),
             status=status,
-            reason=self._reason,
             # Something always follows an interim response.
             keep_alive=status < 200 or _keeps_alive(llhttp, special, version),
             lines=self._fields.lines,
@@ -664,7 +711,7 @@ class ResponseParser(_MessageParser):
             content_length=0 if empty else length,
             chunked=chunked and not empty,
             until_close=not (empty or chunked or length is not None or self._bodyless),
-            upgrade=special.get(b"upgrade", b"") if llhttp.should_upgrade() else b"",
+            upgrade=(special[UPGRADE] or b"") if llhttp.should_upgrade() else b"",
         )
 
 
@@ -682,35 +729,29 @@ _BLANK_LINE: Final = b"\r\n\r\n"
 _EMPTY: Final = (204, 304)
 #: What llhttp lets through besides: CR and LF in front, more spaces, RTSP and ICE.
 _REQUEST_LINE: Final = re.compile(rb"[!-~]+ [!-~]+ HTTP/1\.[01]\r\n")
-#: Start lines of which nothing needs a second look.
-_SIMPLE_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS"})
 _VERSION_11: Final = b" HTTP/1.1"
 #: What a target may be made of: all that is visible, without a fragment.
-_IN_TARGET: Final = bytes({*range(0x21, 0x7F)} - {ord("#")})
-_SIMPLE_RESPONSE: Final = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2}) ([A-Za-z]+(?: [A-Za-z]+)*)")
+_IN_TARGET: Final = only({*range(0x21, 0x7F)} - {ord("#")})
+_SIMPLE_RESPONSE: Final = re.compile(rb"HTTP/1\.1 ([2-5][0-9]{2}) [A-Za-z]+(?: [A-Za-z]+)*")
 
 
-class _StatusLine:
-    __slots__ = ("reason", "status")
-
-    def __init__(self, status: int, reason: bytes) -> None:
-        self.status = status
-        self.reason = reason
+#: Statuses by simple status lines; a dictionary beats the expression, there are only a few.
+_STATUSES: Final[dict[bytes, int]] = {}
+_MAX_STATUSES: Final = 256
 
 
-#: Simple status lines by their bytes; a dictionary beats the expression, there are only a few.
-_STATUS_LINES: Final[dict[bytes, _StatusLine]] = {}
-_MAX_STATUS_LINES: Final = 256
-
-
-def _known_status(line: bytes) -> _StatusLine | None:
-    """What a status line says; None if it is not simple."""
-    known = _STATUS_LINES.get(line)
-    if known is None and (match := _SIMPLE_RESPONSE.fullmatch(line)) is not None:
-        known = _StatusLine(int(match[1]), match[2])
-        if len(_STATUS_LINES) < _MAX_STATUS_LINES:
-            _STATUS_LINES[line] = known
-    return known
+def _known_status(line: bytes) -> int:
+    """The status in a status line; -1 if it is not simple."""
+    known = _STATUSES.get(line)
+    if known is not None:
+        return known
+    match = _SIMPLE_RESPONSE.fullmatch(line)
+    if match is None:
+        return -1
+    status = int(match[1])
+    if len(_STATUSES) < _MAX_STATUSES:
+        _STATUSES[line] = status
+    return status
 
 
 #: Lengths by the digits that they come as, which is quicker than to read a number.
@@ -731,10 +772,14 @@ def _known_length(digits: bytes | None) -> int:
     return known
 
 
-def _framing(special: dict[bytes, bytes], version: str) -> tuple[bool, int | None]:
+def request_line(method: bytes, target: bytes) -> bytes:
+    """A start line as it goes upstream."""
+    return b"%b %b HTTP/1.1" % (method, target)
+
+
+def _framing(special: Special, version: str) -> tuple[bool, int | None]:
     """(chunked, content length) of a message. RFC 9112 6.1, 6.3."""
-    coding = special.get(b"transfer-encoding")
-    length = special.get(b"content-length")
+    coding, length = special[TRANSFER_ENCODING], special[CONTENT_LENGTH]
     if coding is not None:
         if coding.lower() != b"chunked":
             raise Refusal(501, "the only transfer coding spoken here is chunked")
@@ -748,13 +793,13 @@ def _framing(special: dict[bytes, bytes], version: str) -> tuple[bool, int | Non
     return False, int(length)
 
 
-def _keeps_alive(llhttp: Any, special: dict[bytes, bytes], version: str) -> bool:
+def _keeps_alive(llhttp: Any, special: Special, version: str) -> bool:
     """Whether another message may follow. RFC 9112 9.3."""
     keeps: bool = llhttp.should_keep_alive()
     if version == "1.1" or not keeps:
         return keeps
     # Of both options in HTTP/1.0, llhttp heeds keep-alive.
-    options = special.get(b"connection", b"").lower().split(b",")
+    options = (special[CONNECTION] or b"").lower().split(b",")
     return b"close" not in [option.strip(WHITESPACE) for option in options]
 
 
@@ -798,15 +843,15 @@ def _followed(value: bytes) -> bytes:
     return b", ".join(token for token in tokens if token and token.lower() not in (b"h2c", b"h2"))
 
 
-def _check_handshake(method: bytes, special: dict[bytes, bytes]) -> None:
+def _check_handshake(method: bytes, special: Special) -> None:
     """Refuse what is no opening handshake of RFC 6455 4.2.1."""
     try:
-        key = base64.b64decode(special.get(b"sec-websocket-key", b""), validate=True)
+        key = base64.b64decode(special[SEC_WEBSOCKET_KEY] or b"", validate=True)
     except binascii.Error:
         key = b""
     if method != b"GET" or len(key) != 16:
         raise Refusal(400, "a WebSocket handshake is a GET with a Sec-WebSocket-Key of 16 bytes")
-    version = special.get(b"sec-websocket-version")
+    version = special[SEC_WEBSOCKET_VERSION]
     if version != b"13":
         # A client of another version can try again with this one; one without any is no client.
         status = 426 if version else 400
@@ -832,10 +877,10 @@ def wants_page(head: RequestHead) -> bool:
     """
     if head.method not in (b"GET", b"HEAD"):
         return False
-    mode = head.special.get(b"sec-fetch-mode")
+    mode = head.special[SEC_FETCH_MODE]
     if mode is not None:
         return mode == b"navigate"
-    return b"text/html" in head.special.get(b"accept", b"")
+    return b"text/html" in (head.special[ACCEPT] or b"")
 
 
 _EVENT_STREAM: Final = re.compile(rb"(?:^|,)[ \t]*text/event-stream[ \t]*(?:[;,]|$)", re.IGNORECASE)
@@ -843,7 +888,7 @@ _EVENT_STREAM: Final = re.compile(rb"(?:^|,)[ \t]*text/event-stream[ \t]*(?:[;,]
 
 def accepts_events(head: RequestHead) -> bool:
     """Whether an event stream is among what the client takes, in whichever words."""
-    return _EVENT_STREAM.search(head.special.get(b"accept", b"")) is not None
+    return _EVENT_STREAM.search(head.special[ACCEPT] or b"") is not None
 
 
 def _anything(_: bytes) -> bool:

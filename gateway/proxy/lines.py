@@ -8,13 +8,24 @@ llhttp. ``tests/unit/test_http1.py`` holds both ways to the same result, whereve
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from gateway.proxy.fields import DROPPED, Names
+from gateway.proxy.fields import DROPPED, Names, Special
+
+
+def only(allowed: Iterable[int]) -> bytes:
+    """A table for ``bytes.translate``: a text that it leaves as it is, is of these bytes only.
+
+    The quickest look at every byte there is: a table with what is to be deleted would be made
+    ready at each call, which takes ten times as long as a line (bench/proxies.py, case get-1k).
+    """
+    kept = frozenset(allowed)
+    return bytes(byte if byte in kept else byte ^ 1 for byte in range(256))
+
 
 #: What may stand in a line (RFC 9110 5.5): no control character but the tab.
-_ALLOWED: Final = bytes({*range(0x20, 0x100), 0x09} - {0x7F})
+_ALLOWED: Final = only({*range(0x20, 0x100), 0x09} - {0x7F})
 _SPACE: Final = 0x20
 _TAB: Final = 0x09
 _MAX_LINES: Final = 8192
@@ -22,12 +33,12 @@ _MAX_LINE_BYTES: Final = 1024
 
 
 class Meaning:
-    """What a line means."""
+    """What a line means. ``place`` is where the value is kept, of a field that counts; else -1."""
 
-    __slots__ = ("name", "passes", "value")
+    __slots__ = ("passes", "place", "value")
 
-    def __init__(self, name: bytes, value: bytes, passes: bool) -> None:
-        self.name = name
+    def __init__(self, place: int, value: bytes, passes: bool) -> None:
+        self.place = place
         self.value = value
         self.passes = passes
 
@@ -38,8 +49,8 @@ def _has_edges(value: bytes) -> bool:
 
 
 #: It is passed on, and that is all.
-_ORDINARY: Final = Meaning(b"", b"", True)
-_NOTHING: Final = Meaning(b"", b"", False)
+_ORDINARY: Final = Meaning(-1, b"", True)
+_NOTHING: Final = Meaning(-1, b"", False)
 
 
 class KnownLines:
@@ -57,12 +68,14 @@ class KnownLines:
         self._known: dict[bytes, Meaning] = {}
 
     def sort(
-        self, lines: list[bytes], start: int, end: int
-    ) -> tuple[list[bytes], dict[bytes, bytes]] | None:
-        """(lines that pass, values by name) of ``lines[start:end]``; None: llhttp must see them."""
+        self, lines: list[bytes], start: int, end: int, special: Special
+    ) -> list[bytes] | None:
+        """Those of ``lines[start:end]`` that pass; what counts is in ``special`` then.
+
+        None: llhttp must see them.
+        """
         known = self._known
         passing: list[bytes] = []
-        special: dict[bytes, bytes] = {}
         for number in range(start, end):
             line = lines[number]
             meaning = known.get(line)
@@ -70,24 +83,26 @@ class KnownLines:
                 meaning = self._learn(line)
                 if meaning is None:
                     return None
-            name = meaning.name
-            if name:
-                if name in special:
+            place = meaning.place
+            if place >= 0:
+                if special[place] is not None:
                     return None
-                special[name] = meaning.value
+                special[place] = meaning.value
             if meaning.passes:
                 passing.append(line)
-        return passing, special
+        return passing
 
     def _learn(self, line: bytes) -> Meaning | None:
-        """What a line means that was not seen before; None if it is not simple."""
-        # translate() beats a regular expression here: bench/proxies.py, case get-1k.
-        if len(line) > _MAX_LINE_BYTES or line.translate(None, _ALLOWED):
+        """What a line means that is not known; None if it is not simple."""
+        if len(line) > _MAX_LINE_BYTES or line.translate(_ALLOWED) != line:
             return None
         name, separator, value = line.partition(b": ")
         if not separator or _has_edges(value):
             return None
-        meaning = _ORDINARY if name in self._names.ordinary else self._meaning(name.lower(), value)
+        comes_again = self._names.ordinary.get(name)
+        if comes_again is False:
+            return _ORDINARY
+        meaning = _ORDINARY if comes_again else self._meaning(name.lower(), value)
         if meaning is not None:
             if len(self._known) >= _MAX_LINES:
                 self._known.clear()  # rarer than any bookkeeping of age would be worth
@@ -97,7 +112,7 @@ class KnownLines:
     def _meaning(self, lower: bytes, value: bytes) -> Meaning | None:
         is_simple = self._simple.get(lower)
         if is_simple is not None and is_simple(value):
-            return Meaning(lower, value, lower in self._names.noted)
+            return Meaning(self._names.places[lower], value, lower in self._names.noted)
         # Only whole names are known to be names: whether `X-Preview-a b` is one, llhttp says. And
         # Transfer-Encoding decides about the framing, which is llhttp's to judge.
         if is_simple is None and lower in DROPPED and lower != b"transfer-encoding":

@@ -16,14 +16,14 @@ from typing import Any, Final, cast
 
 #: Longer ones are worth a system call of their own, and copying them would cost more than that.
 _SMALL_BYTES: Final = 8192
-#: With more writes in one instant of the loop's clock, the loop is busy, in the next instant, too.
-#: The clock stands still for a turn; uvloop's moves once a millisecond, which has 40 writes or more
-#: under load.
+#: With more writes in one such time the loop is busy, in the next one, too. Under load it has 40
+#: writes or more.
 _CALM_WRITES: Final = 8
+_INSTANT_SECONDS: Final = 0.001
 
 
 class Outbox:
-    """The connections of one event loop that have something to send. ``clock`` is the loop's."""
+    """The connections of one event loop that have something to send. ``clock`` has seconds."""
 
     __slots__ = ("_clock", "_instant", "_senders", "_soon", "_was_busy", "_writes")
 
@@ -40,7 +40,7 @@ class Outbox:
     def takes(self, sender: Sender) -> bool:
         """Whether ``sender`` is flushed at the end of this turn; else it is to write at once."""
         now = self._clock()
-        if now != self._instant:
+        if now - self._instant >= _INSTANT_SECONDS:
             self._was_busy = self._writes > _CALM_WRITES
             self._instant, self._writes = now, 0
         self._writes += 1

@@ -12,6 +12,7 @@ from typing import Final
 from urllib.parse import unquote_to_bytes
 
 from gateway.proxy import heads
+from gateway.proxy.fields import HOST, ORIGIN
 from gateway.proxy.http1 import RequestHead
 from gateway.session import is_session_id
 
@@ -29,31 +30,41 @@ _MAX_KNOWN: Final = 4096
 
 
 class Place:
-    """What the target and the host name say about a request."""
+    """What the target and the host name say about a request. Requests may share one."""
 
-    __slots__ = ("base", "misplaced", "plain", "reserved", "rest", "session_id")
+    __slots__ = ("_reserved_base", "base", "misplaced", "plain", "reserved", "session_id")
 
     def __init__(
         self,
         session_id: str | None,
         base: bytes = b"/",
-        rest: bytes = b"",
         *,
+        reserved: bytes | None = None,
         misplaced: bool = False,
         plain: bool = False,
     ) -> None:
         self.session_id = session_id
         #: The public path prefix of the preview, with a slash at both ends.
         self.base = base
-        #: What follows ``base`` in the target, query included.
-        self.rest = rest
+        self._reserved_base = base + RESERVED
+        #: What follows the reserved prefix, for the gateway's own use.
+        self.reserved = reserved
         #: A preview was meant, but the slash behind the id is missing.
         self.misplaced = misplaced
         #: A preview's address as it should be: there is nothing to refuse or to redirect.
         self.plain = plain
-        # Plain names only: nothing that the control plane could resolve to another path.
-        match = _RESERVED.fullmatch(rest) if rest.startswith(RESERVED) else None
-        self.reserved: bytes | None = match[1] if match and session_id is not None else None
+
+    def has(self, target: bytes) -> bool:
+        """Whether this, a plain preview, is the place of ``target``, too, whatever the host."""
+        return (
+            self.plain
+            and target.startswith(self.base)
+            and not target.startswith(self._reserved_base)
+        )
+
+    def rest(self, target: bytes) -> bytes:
+        """What follows ``base`` in the target of a request to here, query included."""
+        return target[len(self.base) - self.misplaced :]
 
     @property
     def events_url(self) -> str:
@@ -62,18 +73,17 @@ class Place:
 
     @property
     def query(self) -> bytes:
-        """What follows the question mark."""
-        return self.rest.partition(b"?")[2]
+        """What follows the question mark, where the address is a reserved one."""
+        return (self.reserved or b"").partition(b"?")[2]
 
     @property
     def opens_link(self) -> bool:
         """Whether this is where a signed link leads."""
         return self.reserved is not None and self.reserved.partition(b"?")[0] == LINK
 
-    @property
-    def is_hmr(self) -> bool:
-        """Whether this is the well-known address of a preview's HMR socket."""
-        return self.rest.partition(b"?")[0] == HMR
+    def is_hmr(self, target: bytes) -> bool:
+        """Whether ``target`` is the well-known address of the preview's HMR socket."""
+        return self.rest(target).partition(b"?")[0] == HMR
 
     def control_head(self, head: RequestHead, client: tuple[bytes, ...]) -> bytes:
         """The head for the control plane; ``client`` are lines that say who called it, and how."""
@@ -82,8 +92,8 @@ class Place:
             target = INTERNAL + b"previews/" + self.session_id.encode() + b"/" + self.reserved
         return heads.request_head(
             head,
-            host=head.special.get(b"host", b"localhost"),
-            origin=head.special.get(b"origin"),
+            host=head.special[HOST] or b"localhost",
+            origin=head.special[ORIGIN],
             target=target,
             extra=client,
         )
@@ -113,12 +123,10 @@ def is_internal(target: bytes) -> bool:
     return (unquote_to_bytes(start) if b"%" in start else start).startswith(INTERNAL)
 
 
-class _Preview:
-    __slots__ = ("base", "session_id")
-
-    def __init__(self, session_id: str, base: bytes) -> None:
-        self.session_id = session_id
-        self.base = base
+def _reserved(rest: bytes) -> bytes | None:
+    # Plain names only: nothing that the control plane could resolve to another path.
+    match = _RESERVED.fullmatch(rest) if rest.startswith(RESERVED) else None
+    return match[1] if match else None
 
 
 class Places:
@@ -127,7 +135,7 @@ class Places:
     def __init__(self, preview_domain: str) -> None:
         self._domain = preview_domain
         #: Previews that were seen, by the name in their path.
-        self._known: dict[bytes, _Preview] = {}
+        self._known: dict[bytes, Place] = {}
         self._suffix = b"." + preview_domain.partition(":")[0].encode() if preview_domain else b""
 
     def of(self, head: RequestHead) -> Place:
@@ -141,35 +149,38 @@ class Places:
             return CONTROL
         name, slash, rest = target[len(PREFIX) :].partition(b"/")
         known = self._known.get(name)
-        if known is not None and slash:
-            return Place(known.session_id, known.base, rest, plain=not self._domain)
+        if known is not None and slash and not rest.startswith(RESERVED):
+            return known
         return self._by_path(target)
 
     def _by_path(self, target: bytes) -> Place:
-        path, question, _ = target.partition(b"?")
+        path = target.partition(b"?")[0]
         end = path.find(b"/", len(PREFIX))
         name = path[len(PREFIX) : end if end >= 0 else None].decode("latin-1")
         if not is_session_id(name):
             return Place(name)
         base = PREFIX + name.encode() + b"/"
         if end < 0:
-            return Place(name, base, target[len(path) :] if question else b"", misplaced=True)
+            return Place(name, base, misplaced=True)
+        if (reserved := _reserved(target[len(base) :])) is not None:
+            return Place(name, base, reserved=reserved)
         if len(self._known) >= _MAX_KNOWN:
             self._known.clear()
-        self._known[name.encode()] = _Preview(name, base)
-        return Place(name, base, target[len(base) :])
+        place = self._known[name.encode()] = Place(name, base, plain=not self._domain)
+        return place
 
     def moved(self, head: RequestHead, place: Place) -> str | None:
         """Where the client is sent instead, if the address is not quite the preview's."""
-        path_mode = place.base != b"/"
+        path_mode, rest = place.base != b"/", place.rest(head.target).decode("latin-1")
         if self._domain and path_mode and not head.upgrade:
-            return f"//{place.session_id}.{self._domain}/{place.rest.decode('latin-1')}"
+            return f"//{place.session_id}.{self._domain}/{rest}"
         if place.misplaced:
-            return (place.base + place.rest).decode("latin-1")
+            return place.base.decode("latin-1") + rest
         return None
 
     def _by_host(self, head: RequestHead) -> Place | None:
-        host = head.special.get(b"host", b"").lower().partition(b":")[0]
+        host = (head.special[HOST] or b"").lower().partition(b":")[0]
         if not host.endswith(self._suffix):
             return None
-        return Place(host[: -len(self._suffix)].decode("latin-1"), b"/", head.target[1:])
+        name = host[: -len(self._suffix)].decode("latin-1")
+        return Place(name, reserved=_reserved(head.target[1:]))

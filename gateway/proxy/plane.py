@@ -25,13 +25,15 @@ from gateway.tokens import Tokens
 #: aiohttp keeps idle connections for 75 s; ours let go before that. Each holds two descriptors and
 #: a task, and over a Unix socket a new one costs little.
 _CONTROL_IDLE_SECONDS: Final = 5.0
+#: A status has three digits (RFC 9110 15).
+_STATUSES: Final = 1000
 
 
 class PlaneStats:
     """Plain counters, since start; ``/metrics`` reads them."""
 
     def __init__(self) -> None:
-        self.responses: dict[int, int] = {}
+        self._responses = [0] * _STATUSES
         self.errors: Counter[str] = Counter()
         self.tunnels = 0
         #: HMR sockets that were connected to another dev server, and those that could not be.
@@ -40,7 +42,12 @@ class PlaneStats:
 
     def count(self, status: int) -> None:
         """A response with this status was sent on."""
-        self.responses[status] = self.responses.get(status, 0) + 1
+        self._responses[status] += 1
+
+    @property
+    def responses(self) -> dict[int, int]:
+        """How many responses were sent on, by status."""
+        return {status: count for status, count in enumerate(self._responses) if count}
 
 
 class DataPlane:
@@ -72,8 +79,9 @@ class DataPlane:
         )
         self.limits = Limits(settings)
         self.replica_field = f"X-Preview-Replica: {settings.replica}\r\n".encode()
-        loop = asyncio.get_running_loop()
-        self.outbox = Outbox(loop.call_soon, loop.time)
+        # The clock itself: the loop's is a moment old, and that moment may have been a long one.
+        self.now: Callable[[], float] = time.monotonic
+        self.outbox = Outbox(asyncio.get_running_loop().call_soon, self.now)
         #: The pools that have connections.
         self.pools: set[Pool] = set()
         #: Sessions with traffic since it was last noted in the registry.
@@ -105,8 +113,6 @@ class DataPlane:
             idle_seconds=_CONTROL_IDLE_SECONDS,
             active=self.pools,
         )
-        # The clock itself: the loop's is a moment old, and that moment may have been a long one.
-        self.now: Callable[[], float] = time.monotonic
 
     def pool(self, entry: Entry) -> Pool:
         """The pool of a ready route's generation; it ends when the route is replaced."""

@@ -13,6 +13,14 @@ from typing import Final
 
 from gateway.proxy import cookies, heads, locations
 from gateway.proxy.access import Access, host_name
+from gateway.proxy.fields import (
+    COOKIE,
+    HOST,
+    LOCATION,
+    LOOKED_AT,
+    ORIGIN,
+    SEC_WEBSOCKET_PROTOCOL,
+)
 from gateway.proxy.forwarded import Forwarding
 from gateway.proxy.http1 import RequestHead, ResponseHead
 from gateway.proxy.place import Place
@@ -66,7 +74,7 @@ class Profile(ABC):
         Answers of the control plane pass as they are.
         """
         special = response.special
-        if (len(special) == 1 and b"content-length" in special) or _LOOKED_AT.isdisjoint(special):
+        if special[LOOKED_AT] is None and special[LOCATION] is None:
             return
         if pool is None or place.session_id is None or place.reserved is not None:
             return
@@ -93,7 +101,7 @@ class Profile(ABC):
         if name == _ALLOWED_ORIGIN:
             return self.allowed_origin(value, head, pool)
         if name == _SET_COOKIE:
-            host = host_name(head.special.get(b"host", b""))
+            host = host_name(head.special[HOST] or b"")
             return cookies.confined(value, host=host, base=place.base)
         return value if place.base == b"/" else None
 
@@ -120,11 +128,11 @@ class LocalProfile(Profile):
     ) -> bytes:
         """See ``Profile``."""
         special = head.special
-        if b"cookie" in special and cookies.has_own(special[b"cookie"]):
+        if (cookie := special[COOKIE]) is not None and cookies.has_own(cookie):
             head.lines = cookies.without_own(head.lines)
-        if head.upgrade and route.hmr.protocol and place.is_hmr:
+        if head.upgrade and route.hmr.protocol and place.is_hmr(head.target):
             return _hmr_head(head, route, host=pool.host, extra=())
-        origin = special.get(b"origin")
+        origin = special[ORIGIN]
         if origin is not None and self._access.is_own_page(head):
             origin = pool.origin
         return heads.request_head(head, host=pool.host, origin=origin)
@@ -133,7 +141,7 @@ class LocalProfile(Profile):
         """See ``Profile``: who asked as a page of the dev server is allowed under its own name."""
         if value != pool.origin or not self._access.is_own_page(head):
             return value
-        return head.special.get(b"origin", value)
+        return head.special[ORIGIN] or value
 
 
 class PublicProfile(Profile):
@@ -155,14 +163,16 @@ class PublicProfile(Profile):
     ) -> bytes:
         """See ``Profile``."""
         special = head.special
-        if b"cookie" in special and cookies.has_own(special[b"cookie"]):
+        if (cookie := special[COOKIE]) is not None and cookies.has_own(cookie):
             head.lines = cookies.without_own(head.lines)
         # An upgrade, which no browser redirects, may still come by path.
-        host = special[b"host"] if place.base == b"/" else route.id.encode() + self._suffix
+        host = special[HOST] if place.base == b"/" else None
+        if host is None:
+            host = route.id.encode() + self._suffix
         extra = self._forwarding.for_preview(head, peer_host, trusted=trusted, host=host)
-        if head.upgrade and route.hmr.protocol and place.is_hmr:
+        if head.upgrade and route.hmr.protocol and place.is_hmr(head.target):
             return _hmr_head(head, route, host=host, extra=extra)
-        return heads.request_head(head, host=host, origin=special.get(b"origin"), extra=extra)
+        return heads.request_head(head, host=host, origin=special[ORIGIN], extra=extra)
 
     def allowed_origin(self, value: bytes, head: RequestHead, pool: Pool) -> bytes:
         """See ``Profile``: the dev server has seen the true origin."""
@@ -174,7 +184,7 @@ def _hmr_head(head: RequestHead, route: Route, *, host: bytes, extra: tuple[byte
 
     The gateway has checked Origin already; without one, Vite asks for no token (ws.ts).
     """
-    if b"sec-websocket-protocol" not in head.special:
+    if head.special[SEC_WEBSOCKET_PROTOCOL] is None:
         extra = (*extra, b"Sec-WebSocket-Protocol: " + route.hmr.protocol.encode())
     target = (route.base + route.hmr.path).encode()
     return heads.request_head(head, host=host, target=target, extra=extra)

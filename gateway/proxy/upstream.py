@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, cast
 
 from gateway.errors import GatewayError
-from gateway.proxy.http1 import ResponseParser
+from gateway.proxy.http1 import ResponseHead, ResponseParser
 from gateway.proxy.outbox import Outbox, Sender
 from gateway.proxy.turns import Turns
 from gateway.session import Endpoint
@@ -46,18 +47,30 @@ class UpstreamBusy(GatewayError):
         self.retry_after = 1
 
 
-class Consumer(Protocol):
+class Consumer(ABC):
     """Who gets the response of one request."""
 
-    def response_events(self, events: Any) -> None:
+    __slots__ = ()
+
+    @abstractmethod
+    def response_begun(self, response: ResponseHead, content: bytes, *, whole: bool) -> None:
+        """Take a final response of which nothing was taken before, with all of its content, if it
+        is ``whole``; else what is left of it comes as events.
+        """
+
+    @abstractmethod
+    def response_events(self, events: list[Any]) -> None:
         """Take what is in ``events`` (a list of http1's events)."""
 
+    @abstractmethod
     def upstream_lost(self, exc: Exception | None) -> None:
         """The connection has ended before the response was complete."""
 
+    @abstractmethod
     def upstream_paused(self) -> None:
         """The dev server takes no more for now."""
 
+    @abstractmethod
     def upstream_resumed(self) -> None:
         """The dev server takes more again."""
 
@@ -114,8 +127,14 @@ class UpstreamConnection(Sender):
             self.close()  # bytes that nobody asked for: not to be trusted any further
             return
         self.heard = True
-        self.parser.feed(data)
-        consumer.response_events(self.parser.events)
+        parser = self.parser
+        begun = parser.begun(data)
+        if begun is None:
+            parser.parse(data)
+            consumer.response_events(parser.events)
+        else:
+            response, content = begun
+            consumer.response_begun(response, content, whole=not parser.in_message)
 
     def eof_received(self) -> bool:
         # Only the dev server's own end completes a response; a connection that is cut here is lost
@@ -267,11 +286,11 @@ class Pool:
         self.retired = False
         self.now: Callable[[], float] = asyncio.get_running_loop().time
 
-    def take(self) -> UpstreamConnection | None:
+    def take(self, now: float) -> UpstreamConnection | None:
         """An idle connection, the one used last, or None."""
         while self._idle:
             connection = self._idle.pop()
-            if self.now() - connection.idle_since > self._idle_seconds:
+            if now - connection.idle_since > self._idle_seconds:
                 connection.close()
             elif not connection.transport.is_closing():
                 connection.reused = True

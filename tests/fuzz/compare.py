@@ -107,7 +107,9 @@ def _messages(events: list[Any]) -> tuple[list[Message], str]:
         elif isinstance(event, ResponseHead):
             if event.status == 101 and not event.upgrade:
                 return seen, "a 101 without a protocol, which the exchange refuses"
-            seen.append(_message((b"", b"%d" % event.status, event.reason), event))
+            version, status, reason = event.start.split(b" ", 2)
+            assert (version, status) == (b"HTTP/1.1", b"%d" % event.status)
+            seen.append(_message((b"", status, reason), event))
         elif event is END:
             seen[-1].complete = True
         elif isinstance(event, tuple):

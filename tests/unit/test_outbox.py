@@ -80,7 +80,7 @@ def test_what_little_is_written_in_an_instant_goes_out_at_once(
 ) -> None:
     one, transport = sender(calm_outbox)
     for number in range(5):
-        turn.now += 0.001
+        turn.now += 0.002
         one.write(b"head")
         one.write(b"content")
         assert len(transport.written) == 2 * number + 2
@@ -94,7 +94,7 @@ def test_once_it_is_much_all_waits_until_an_instant_with_little(turn: Turn, outb
         one.write(text)
         assert transport.written == []
         turn.end()
-        turn.now += 0.001
+        turn.now += 0.002
         transport.written.clear()
     one.write(b"c")
     assert transport.written == [b"c"]
@@ -103,7 +103,7 @@ def test_once_it_is_much_all_waits_until_an_instant_with_little(turn: Turn, outb
 def test_what_waits_stays_in_front_when_the_clock_moves(turn: Turn, outbox: Outbox) -> None:
     one, transport = sender(outbox)
     one.write(b"a")
-    turn.now += 0.001
+    turn.now += 0.002
     one.write(b"b")
     turn.end()
     assert transport.written == [b"ab"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.proxy.http1 import RequestHead, RequestParser
-from gateway.proxy.place import CONTROL, Place, Places, is_internal
+from gateway.proxy.place import CONTROL, RESERVED, Place, Places, is_internal
 from gateway.session import SessionId
 
 ID = SessionId("abcdef0123456789")
@@ -38,7 +38,8 @@ def place(target: bytes, *, domain: str = "", host: bytes = b"localhost") -> Pla
 )
 def test_a_path_names_a_preview(target: bytes, rest: bytes) -> None:
     found = place(target)
-    assert (found.session_id, found.base, found.rest, found.misplaced) == (ID, BASE, rest, False)
+    assert (found.session_id, found.base, found.misplaced) == (ID, BASE, False)
+    assert found.rest(target) == rest
 
 
 @pytest.mark.parametrize(
@@ -57,11 +58,25 @@ def test_everything_else_is_for_the_control_plane(target: bytes) -> None:
     assert place(target) is CONTROL
 
 
-def test_a_base_that_was_seen_is_known_at_first_sight_and_few_are_remembered() -> None:
+def test_all_that_is_below_a_base_shares_a_place_but_for_what_is_reserved() -> None:
     places = Places("")
-    assert not places.of(head(BASE + b"a")).plain
-    again = places.of(head(BASE + b"b"))
-    assert (again.plain, again.session_id, again.base, again.rest) == (True, ID, BASE, b"b")
+    found = places.of(head(BASE + b"a"))
+    assert (found.plain, found.session_id, found.base) == (True, ID, BASE)
+    for rest in (b"", b"b/c?d", b".preview", b"../x"):
+        assert found.has(BASE + rest)
+        assert places.of(head(BASE + rest)) is found
+    for other in (BASE + RESERVED + b"events", BASE[:-1], b"/preview/" + b"x" * 16 + b"/", b"/"):
+        assert not found.has(other)
+        assert places.of(head(other)) is not found
+
+
+@pytest.mark.parametrize("target", [BASE + RESERVED + b"events", BASE[:-1], b"/preview/!/", b"/"])
+def test_a_place_that_is_to_be_looked_at_is_that_of_one_request(target: bytes) -> None:
+    assert not place(target).has(target)
+
+
+def test_few_places_are_remembered() -> None:
+    places = Places("")
     for number in range(5000):
         places.of(head(b"/preview/other-id-%d/" % number))
     assert len(places._known) <= 4096
@@ -112,7 +127,7 @@ def test_only_plain_names_are_reserved(rest: bytes, reserved: bytes | None) -> N
     ("rest", "hmr"), [(b"hmr", True), (b"hmr?x", True), (b"hmr/x", False), (b"", False)]
 )
 def test_the_hmr_address_is_known(rest: bytes, hmr: bool) -> None:
-    assert place(BASE + rest).is_hmr is hmr
+    assert place(BASE + rest).is_hmr(BASE + rest) is hmr
 
 
 def test_reserved_requests_go_to_an_internal_address() -> None:
@@ -159,7 +174,8 @@ DOMAIN = "previews.example:8080"
 def test_a_host_names_a_preview(port: bytes) -> None:
     host = ID.upper().encode() + b".Previews.Example" + port
     found = place(b"//a?b", domain=DOMAIN, host=host)
-    assert (found.session_id, found.base, found.rest) == (ID, b"/", b"/a?b")
+    assert (found.session_id, found.base, found.rest(b"//a?b")) == (ID, b"/", b"/a?b")
+    assert not found.has(b"//a?b")  # the host counts, too
     assert Places(DOMAIN).moved(head(b"//a?b"), found) is None
     assert found.events_url == "/.preview/events"
 
