@@ -29,8 +29,8 @@ COMPILED_TESTS ?= $(COMPILED_UNITS:%=tests/unit/test_%.py) tests/protocol tests/
 	tests/e2e/test_main_job.py tests/e2e/test_streams.py tests/e2e/test_loopback.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-pure test-others test-soak test-compiled test-image test-k8s \
-	compiled compiled-where-possible lint bench fuzz lock docs clean
+.PHONY: help setup demo test test-sources test-builds test-pure test-soak test-compiled test-image \
+	test-k8s compiled compiled-where-possible lint bench fuzz lock docs clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -50,15 +50,19 @@ lint: setup ## Check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Side by side is what keeps little more than one core busy each.
+# Tests wait a sixth of their time, in which the other build and the images are made.
 test: setup ## Run every check and test (PYTEST_FLAGS="-k name")
-	@$(MAKE) --no-print-directory -j2 lint compiled-where-possible
-	@$(MAKE) --no-print-directory test-pure
-	@$(MAKE) --no-print-directory -j2 test-others test-image
-
-test-others:
-	@$(MAKE) --no-print-directory test-soak
+	@$(MAKE) --no-print-directory -j2 test-sources test-builds
 	@$(MAKE) --no-print-directory test-compiled
+
+test-sources:
+	@$(MAKE) --no-print-directory lint
+	@$(MAKE) --no-print-directory test-soak
+	@$(MAKE) --no-print-directory test-pure
+
+test-builds:
+	@nice $(MAKE) --no-print-directory compiled-where-possible
+	@$(MAKE) --no-print-directory test-image
 
 # pytest's status 5: none of these tests was meant by PYTEST_FLAGS. Status 1: some have failed. If that
 # was beside others, they run once more by themselves, where they have to pass: a failure that only a

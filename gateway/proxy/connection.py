@@ -167,8 +167,8 @@ class ClientConnection(Sender):
             self.parser.parse(data)
         else:
             self._begin(head, whole=True)
-            if self.exchange is not None:
-                return  # and nothing else to be looked after
+            if self.exchange is not None and not self._backlog:
+                return  # there is nothing else to look after
         self._advance()
 
     @property

@@ -14,7 +14,8 @@ A parser is fed bytes and leaves events in ``events``, in order:
     Malformed                      the bytes are no message; nothing follows
 
 Content of known length that has not arrived together with its head is counted, not parsed: those
-bytes pass through untouched.
+bytes pass through untouched. And nearly every head is simple and comes alone, or with its content:
+``RequestParser.whole`` and ``ResponseParser.begun`` give such a one without any events.
 """
 
 from __future__ import annotations
