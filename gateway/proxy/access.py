@@ -13,7 +13,7 @@ from typing import Final
 from urllib.parse import urlsplit
 
 from gateway.proxy.fields import AUTHORIZATION, HOST, ORIGIN
-from gateway.proxy.http1 import RequestHead
+from gateway.proxy.messages import RequestHead
 from gateway.tokens import SESSION_TOKEN, Caller, Tokens
 
 SAFE_METHODS: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE"})

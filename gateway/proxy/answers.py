@@ -9,7 +9,7 @@ from typing import Any, Final
 from gateway.errors import Forbidden, GatewayError, SessionNotFound
 from gateway.proxy import pages
 from gateway.proxy.fields import ORIGIN
-from gateway.proxy.http1 import RequestHead, wants_page
+from gateway.proxy.messages import RequestHead, wants_page
 from gateway.session import Route, State
 
 #: Pages are self-contained; they may be shown in a frame, as previews are.

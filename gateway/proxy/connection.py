@@ -18,10 +18,11 @@ from gateway.proxy.access import has_session_token
 from gateway.proxy.answers import Answer
 from gateway.proxy.exchange import Exchange
 from gateway.proxy.fields import AUTHORIZATION, COOKIE, HOST, ORIGIN
-from gateway.proxy.http1 import END, Malformed, RequestHead, RequestParser
+from gateway.proxy.messages import END, Malformed, RequestHead
 from gateway.proxy.outbox import Sender
 from gateway.proxy.place import CONTROL, is_internal, own_path
 from gateway.proxy.plane import DataPlane
+from gateway.proxy.requests import RequestParser
 from gateway.proxy.tunnel import TunnelSide
 from gateway.session import is_session_id
 from gateway.tokens import Caller

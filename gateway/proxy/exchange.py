@@ -12,7 +12,7 @@ import logging
 from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from gateway.errors import GatewayError, SessionNotFound
-from gateway.proxy import answers, deadlines, heads, hmr, http1, tcp, tunnel
+from gateway.proxy import answers, deadlines, handshake, heads, hmr, messages, tcp, tunnel
 from gateway.proxy.fields import (
     COOKIE,
     EXPECT,
@@ -20,7 +20,8 @@ from gateway.proxy.fields import (
     SEC_WEBSOCKET_KEY,
     SEC_WEBSOCKET_PROTOCOL,
 )
-from gateway.proxy.http1 import END, Malformed, RequestHead, ResponseHead
+from gateway.proxy.messages import END, Malformed, RequestHead, ResponseHead
+from gateway.proxy.responses import MAX_INTERIM, TOO_MANY_INTERIM
 from gateway.proxy.upstream import Consumer, Pool, UpstreamConnection, UpstreamUnreachable
 from gateway.session import ENDED, PENDING, SessionId, State
 from gateway.tokens import Caller
@@ -278,7 +279,7 @@ class Exchange(Consumer):
         plane, route = self.plane, entry.route
         if route.state not in PENDING:
             return self._checked(entry)
-        is_page = http1.wants_page(self.head) and not self.head.upgrade
+        is_page = messages.wants_page(self.head) and not self.head.upgrade
         # A page is not held; and of a session for which so many wait, one of them wakes it.
         if not (is_page and plane.held.is_full(session_id)):
             with plane.held.place(session_id):
@@ -379,7 +380,7 @@ class Exchange(Consumer):
                     return
                 elif self._is_interim_too_many():
                     self._write(out)
-                    self._broken(Malformed(502, http1.TOO_MANY_INTERIM))
+                    self._broken(Malformed(502, TOO_MANY_INTERIM))
                     return
                 else:
                     self._relay_interim(event, out)
@@ -408,7 +409,7 @@ class Exchange(Consumer):
             self._interims += 1
         except AttributeError:
             self._interims = 1
-        return self._interims > http1.MAX_INTERIM
+        return self._interims > MAX_INTERIM
 
     def _relay_interim(self, response: ResponseHead, out: list[bytes]) -> None:
         self.client.put_off_deadline()
@@ -546,7 +547,7 @@ class Exchange(Consumer):
         try:
             return self._takes_events
         except AttributeError:
-            self._takes_events = http1.accepts_events(self.head)
+            self._takes_events = messages.accepts_events(self.head)
             return self._takes_events
 
     def time_out(self, awaited: int) -> None:
@@ -620,7 +621,7 @@ class Exchange(Consumer):
             return "101 to another protocol than the one asked for"
         if token == b"websocket":
             key = head.special[SEC_WEBSOCKET_KEY] or b""
-            if response.special[SEC_WEBSOCKET_ACCEPT] != http1.accept_key(key):
+            if response.special[SEC_WEBSOCKET_ACCEPT] != handshake.accept_key(key):
                 return "wrong Sec-WebSocket-Accept"
         return ""
 

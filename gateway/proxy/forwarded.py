@@ -11,8 +11,9 @@ import ipaddress
 from collections.abc import Iterable
 from typing import Final
 
+from gateway.proxy.authority import is_host
 from gateway.proxy.fields import X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO
-from gateway.proxy.http1 import RequestHead, is_host
+from gateway.proxy.messages import RequestHead
 
 #: Some proxies name the scheme of an upgrade by what it upgrades to.
 _SCHEMES: Final = {b"http": b"http", b"https": b"https", b"ws": b"http", b"wss": b"https"}

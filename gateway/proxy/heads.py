@@ -18,7 +18,7 @@ from gateway.proxy.fields import (
     SEC_WEBSOCKET_PROTOCOL,
     TRANSFER_ENCODING,
 )
-from gateway.proxy.http1 import RequestHead, ResponseHead, request_line
+from gateway.proxy.messages import RequestHead, ResponseHead, request_line
 
 
 def request_head(

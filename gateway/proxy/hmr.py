@@ -26,9 +26,9 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from gateway.errors import GatewayError
-from gateway.proxy import fields, http1, tunnel
+from gateway.proxy import fields, handshake, tunnel
 from gateway.proxy.frames import PING, FrameWatch, text_frame
-from gateway.proxy.http1 import Malformed, ResponseHead
+from gateway.proxy.messages import Malformed, ResponseHead
 from gateway.proxy.tunnel import TunnelSide
 from gateway.proxy.upstream import Consumer, UpstreamConnection, UpstreamUnreachable
 from gateway.session import PENDING, Route, SessionId, State
@@ -368,7 +368,7 @@ class Dial(Consumer):
 
     def _switched(self, response: ResponseHead) -> None:
         accept = response.special[fields.SEC_WEBSOCKET_ACCEPT]
-        if accept != http1.accept_key(self._key) or not is_hmr(response):
+        if accept != handshake.accept_key(self._key) or not is_hmr(response):
             self._fail("its handshake is bad")
             return
         tail = self._upstream.parser.tail

@@ -13,7 +13,7 @@ from urllib.parse import unquote_to_bytes
 
 from gateway.proxy import heads
 from gateway.proxy.fields import HOST, ORIGIN
-from gateway.proxy.http1 import RequestHead
+from gateway.proxy.messages import RequestHead
 from gateway.session import is_session_id
 
 PREFIX: Final = b"/preview/"

@@ -22,7 +22,7 @@ from gateway.proxy.fields import (
     SEC_WEBSOCKET_PROTOCOL,
 )
 from gateway.proxy.forwarded import Forwarding
-from gateway.proxy.http1 import RequestHead, ResponseHead
+from gateway.proxy.messages import RequestHead, ResponseHead
 from gateway.proxy.place import Place
 from gateway.proxy.upstream import Pool
 from gateway.session import Route

@@ -13,8 +13,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, cast
 
 from gateway.errors import GatewayError
-from gateway.proxy.http1 import ResponseHead, ResponseParser
+from gateway.proxy.messages import ResponseHead
 from gateway.proxy.outbox import Outbox, Sender
+from gateway.proxy.responses import ResponseParser
 from gateway.proxy.turns import Turns
 from gateway.session import Endpoint
 

@@ -6,14 +6,9 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Any, Final
 
-from gateway.proxy.http1 import (
-    END,
-    Malformed,
-    RequestHead,
-    RequestParser,
-    ResponseHead,
-    ResponseParser,
-)
+from gateway.proxy.messages import END, Malformed, RequestHead, ResponseHead
+from gateway.proxy.requests import RequestParser
+from gateway.proxy.responses import ResponseParser
 from tests.fuzz import oracle
 from tests.fuzz.oracle import End, Field, Message, Reading
 

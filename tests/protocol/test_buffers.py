@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import pytest
 
-from gateway.proxy.http1 import MAX_INTERIM
+from gateway.proxy.responses import MAX_INTERIM
 from tests.protocol.harness import ACCEPTED, Client, Gateway, Peer, Server, eventually
 
 CONNECTIONS = 6

@@ -13,9 +13,11 @@ from contextlib import contextmanager
 
 import pytest
 
-from gateway.proxy import http1
+from gateway.proxy.authority import is_host
 from gateway.proxy.frames import FrameWatch
 from gateway.proxy.http1 import MAX_FIELDS
+from gateway.proxy.messages import END
+from gateway.proxy.requests import RequestParser
 from gateway.proxy.viewers import Viewers
 from tests.protocol.conftest import Start
 from tests.protocol.harness import BASE, Client, Gateway, Peer, eventually, session
@@ -210,11 +212,11 @@ def test_what_is_remembered_of_strangers_takes_little_memory() -> None:
     try:
         for number in range(100):
             stranger = b"%d" % number + b"x" * 60_000
-            assert not http1.is_host(stranger)
+            assert not is_host(stranger)
             assert not viewers.admits(route, b"preview-gateway-access=" + stranger)
-            parser = http1.RequestParser(max_head=2**16, max_target=2**15)
+            parser = RequestParser(max_head=2**16, max_target=2**15)
             parser.feed(GET + b"X-" + stranger + b": 1\r\n\r\n")
-            assert http1.END in parser.events
+            assert END in parser.events
             parser.feed(GET + b"X: " + stranger + b"\r\n\r\n")
         del stranger, parser
         gc.collect()

@@ -12,7 +12,7 @@ import json
 
 import pytest
 
-from gateway.proxy.http1 import MAX_INTERIM
+from gateway.proxy.responses import MAX_INTERIM
 from gateway.session import State
 from tests.protocol.conftest import Start
 from tests.protocol.harness import BASE, Client, Gateway, Peer, Server, eventually, session

@@ -9,7 +9,8 @@ import pytest
 from gateway.api.gate import session_token
 from gateway.proxy import access as access_module
 from gateway.proxy.access import Access, has_session_token
-from gateway.proxy.http1 import RequestHead, RequestParser
+from gateway.proxy.messages import RequestHead
+from gateway.proxy.requests import RequestParser
 from gateway.signing import Signer
 from gateway.tokens import Tokens
 from tests.protocol.harness import ID, session

@@ -8,7 +8,8 @@ import pytest
 
 from gateway.errors import GatewayError, RegistryUnavailable, SessionNotFound
 from gateway.proxy import answers
-from gateway.proxy.http1 import RequestHead, RequestParser
+from gateway.proxy.messages import RequestHead
+from gateway.proxy.requests import RequestParser
 from gateway.session import Route, SessionId, State
 
 ID = SessionId("hello-preview")

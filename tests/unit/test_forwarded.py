@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.proxy.forwarded import Forwarding
-from gateway.proxy.http1 import RequestHead, RequestParser
+from gateway.proxy.messages import RequestHead
+from gateway.proxy.requests import RequestParser
 
 NETWORKS = ("10.0.0.0/8", "192.168.7.7", "fd00::/8")
 

@@ -11,17 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.proxy import fields, heads, http1
+from gateway.proxy import fields, handshake, heads, http1, messages
 from gateway.proxy import lines as known_lines
-from gateway.proxy.http1 import (
-    END,
-    MAX_EMPTY_LINES,
-    Malformed,
-    RequestHead,
-    RequestParser,
-    ResponseHead,
-    ResponseParser,
-)
+from gateway.proxy import requests as request_side
+from gateway.proxy import responses as response_side
+from gateway.proxy.http1 import MAX_EMPTY_LINES
+from gateway.proxy.messages import END, Malformed, RequestHead, ResponseHead
+from gateway.proxy.requests import RequestParser
+from gateway.proxy.responses import ResponseParser
 
 LIMITS = {"max_head": 65536, "max_target": 32768}
 
@@ -319,7 +316,7 @@ def test_lengths_are_checked_once_more() -> None:
     special = fields.no_special()
     special[fields.CONTENT_LENGTH] = b"+1"
     with pytest.raises(fields.Refusal):
-        http1._framing(special, "1.1")
+        http1.framing(special, "1.1")
 
 
 # -- upgrades ------------------------------------------------------------------------------------
@@ -394,8 +391,8 @@ def test_h2c_is_taken_out_of_a_list() -> None:
 
 
 def test_websocket_is_found_in_a_list() -> None:
-    assert http1.is_websocket(b"foo, WebSocket")
-    assert not http1.is_websocket(b"websockets")
+    assert handshake.is_websocket(b"foo, WebSocket")
+    assert not handshake.is_websocket(b"websockets")
 
 
 # -- responses -----------------------------------------------------------------------------------
@@ -629,7 +626,7 @@ def test_a_chunk_tells_its_size_in_hexadecimal() -> None:
 
 
 def test_the_accept_key_is_that_of_the_rfc() -> None:
-    assert http1.accept_key(b"dGhlIHNhbXBsZSBub25jZQ==") == b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
+    assert handshake.accept_key(b"dGhlIHNhbXBsZSBub25jZQ==") == b"s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
 
 
 @pytest.mark.parametrize(
@@ -648,7 +645,7 @@ def test_a_person_is_told_from_a_program(
     method: bytes, lines: tuple[bytes, ...], person: bool
 ) -> None:
     head = head_of(request(*lines, start=method + b" / HTTP/1.1"))
-    assert http1.wants_page(head) is person
+    assert messages.wants_page(head) is person
 
 
 @pytest.mark.parametrize(
@@ -666,7 +663,7 @@ def test_a_person_is_told_from_a_program(
     ],
 )
 def test_who_takes_an_event_stream_is_known(lines: tuple[bytes, ...], events: bool) -> None:
-    assert http1.accepts_events(head_of(request(*lines))) is events
+    assert messages.accepts_events(head_of(request(*lines))) is events
 
 
 @pytest.mark.parametrize(("version", "stays"), [(b"1.1", True), (b"1.0", False)])
@@ -724,8 +721,8 @@ def by_llhttp(parser: RequestParser | ResponseParser, data: bytes) -> list[Any]:
 @pytest.fixture
 def forgotten() -> None:
     """No line is known yet."""
-    http1._REQUEST_LINES._known.clear()
-    http1._RESPONSE_LINES._known.clear()
+    request_side._LINES._known.clear()
+    response_side._LINES._known.clear()
 
 
 #: Where a byte may do harm; ``X-Known`` is an ordinary name by then.
@@ -832,9 +829,9 @@ def test_what_is_remembered_is_bounded() -> None:
         fields.Fields(names).add(b"X-%d" % number, b"a")
         assert b"X-%d" % number in names.ordinary  # those who made up the others keep none out
         assert len(names.ordinary) <= fields._MAX_NAMES
-    for number in range(http1._MAX_LENGTHS + 2):
-        assert http1._known_length(b"%d" % number) == number
-        assert len(http1._LENGTHS) <= http1._MAX_LENGTHS
+    for number in range(response_side._MAX_LENGTHS + 2):
+        assert response_side._known_length(b"%d" % number) == number
+        assert len(response_side._LENGTHS) <= response_side._MAX_LENGTHS
 
 
 # -- any bytes, any splits -----------------------------------------------------------------------

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.proxy.http1 import RequestHead, RequestParser
+from gateway.proxy.messages import RequestHead
 from gateway.proxy.place import CONTROL, RESERVED, Place, Places, is_internal
+from gateway.proxy.requests import RequestParser
 from gateway.session import SessionId
 
 ID = SessionId("abcdef0123456789")

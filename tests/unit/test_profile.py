@@ -8,10 +8,12 @@ import pytest
 
 from gateway.proxy.access import Access
 from gateway.proxy.forwarded import Forwarding
-from gateway.proxy.http1 import RequestHead, RequestParser, ResponseHead, ResponseParser
+from gateway.proxy.messages import RequestHead, ResponseHead
 from gateway.proxy.outbox import Outbox
 from gateway.proxy.place import CONTROL, Place, Places
 from gateway.proxy.profile import LocalProfile, Profile, PublicProfile
+from gateway.proxy.requests import RequestParser
+from gateway.proxy.responses import ResponseParser
 from gateway.proxy.upstream import Pool, PoolLimits
 from gateway.session import Hmr, Route, SessionId, State
 from gateway.tokens import Tokens
