@@ -42,18 +42,22 @@ class Lookup:
     async def settled(self, session_id: SessionId, wanted: str, *, seconds: float) -> Session:
         """The session as it is wanted ("ready", "ended", "": as it is), or has become by then.
 
-        Who waits for ready gets an ended session too, and wakes one that sleeps.
+        Who waits for ready gets an ended session too, and wakes one that sleeps. Raises
+        SessionNotFound, and SessionEnded for one that was deleted.
         """
-        session = await self.known(session_id)
+        return await self.become(await self.known(session_id), wanted, seconds=seconds)
+
+    async def become(self, session: Session, wanted: str, *, seconds: float) -> Session:
+        """The same of a session that is at hand, whatever has become of it."""
         if not wanted:
             return session
         if wanted == "ready" and session.state is State.SLEEPING:
-            await self._lifecycle.wake(session_id, generation=session.generation)
+            await self._lifecycle.wake(session.id, generation=session.generation)
 
         def is_wanted(session: Session) -> bool:
             return session.state in ENDED or (wanted == "ready" and session.state is State.READY)
 
-        return await self._lifecycle.wait(session_id, is_wanted, seconds=seconds)
+        return await self._lifecycle.wait(session.id, is_wanted, seconds=seconds)
 
     def urls(self, request: web.Request) -> Urls:
         """Public addresses as this caller knows them."""

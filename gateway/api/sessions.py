@@ -130,10 +130,7 @@ class SessionApi:
         registered = await self._creation.create(body, files, key=key, caller=caller)
         session = registered.session
         request[SESSION_ID] = session.id
-        if call.query.wait:
-            session = await self._lookup.settled(
-                session.id, call.query.wait, seconds=call.query.timeout
-            )
+        session = await self._lookup.become(session, call.query.wait, seconds=call.query.timeout)
         return call.answer(
             SessionView.of(session, self._lookup.urls(request)),
             status=201 if registered.created else 200,

@@ -224,15 +224,17 @@ async def test_fault_37_a_key_with_another_body_is_refused(
     assert "new one" in expect_problem(other, 422, "idempotency_key_reused")
 
 
+@pytest.mark.parametrize("wait", ["", "?wait=ready"])
+@pytest.mark.parametrize("end", [("POST", "/stop"), ("DELETE", "")], ids=["stopped", "deleted"])
 async def test_a_key_gives_the_session_it_gave_before_even_if_that_has_ended(
-    shared_pair: Pair, shared_echo: str
+    shared_pair: Pair, shared_echo: str, end: tuple[str, str], wait: str
 ) -> None:
     key = {"Idempotency-Key": fresh_id()}
     body = {"id": fresh_id(), "target": shared_echo}
     first = await shared_pair.a.ask("POST", SESSIONS, json=body, headers=key)
     assert first.status == 201
-    await shared_pair.a.ask("POST", f"{SESSIONS}/{body['id']}/stop")
-    again = await shared_pair.b.ask("POST", SESSIONS, json=body, headers=key)
+    await shared_pair.a.ask(end[0], f"{SESSIONS}/{body['id']}{end[1]}")
+    again = await shared_pair.b.ask("POST", SESSIONS + wait, json=body, headers=key)
     assert (again.status, again.body["state"]) == (200, "stopped")
     # Without the key it is a new life of the same id.
     anew = await shared_pair.b.ask("POST", SESSIONS, json=body)
