@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import httptools
 
@@ -127,9 +127,7 @@ class ResponseParser(MessageParser):
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()
-        head = self._head
-        if not isinstance(head, ResponseHead):
-            return
+        head = cast("ResponseHead", self._head)
         # An answer to HEAD announces content and has none, and no interim response has any
         # (RFC 9112 6.3); of these llhttp knows 100 to 103.
         if head.status < 200:

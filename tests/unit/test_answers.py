@@ -97,3 +97,12 @@ def test_what_is_refused_is_told_what_would_not_be() -> None:
     assert old.fields == (("Upgrade", "websocket"), ("Sec-WebSocket-Version", "13"))
     bad = answers.refused(400, "no Host")
     assert (bad.status, json.loads(bad.body)["code"], bad.fields) == (400, "malformed_request", ())
+
+
+@pytest.mark.parametrize("cookie", [None, "a=b; HttpOnly"])
+def test_who_opens_a_link_is_sent_on_without_what_is_secret_in_it(cookie: str | None) -> None:
+    answer = answers.link_opened(b"/preview/x/", cookie)
+    fields = {"Location": "/preview/x/", "Referrer-Policy": "no-referrer"}
+    if cookie is not None:
+        fields["Set-Cookie"] = cookie
+    assert (answer.status, dict(answer.fields)) == (303, fields)

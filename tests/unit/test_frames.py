@@ -67,14 +67,17 @@ def test_a_close_is_no_activity_and_nothing_may_follow_it(data: bytes, mask: boo
         watch = seen(*parts)
         assert not watch.active
         assert not watch.at_boundary
+        assert not watch.at_message_boundary
+        assert watch.is_closed
 
 
-def test_a_ping_may_be_put_between_the_fragments_of_a_message() -> None:
+def test_a_ping_may_be_put_between_the_fragments_of_a_message_but_no_other_message() -> None:
     first = frame(Opcode.TEXT, b"hel", mask=True, fin=False)
     watch = seen(first)
-    assert watch.at_boundary
+    assert (watch.at_boundary, watch.at_message_boundary) == (True, False)
     watch.see(frame(Opcode.CONT, b"lo", mask=True))
-    assert watch.at_boundary
+    assert (watch.at_boundary, watch.at_message_boundary) == (True, True)
+    assert not watch.is_closed
 
 
 def test_our_pings_are_what_the_other_side_expects() -> None:

@@ -319,6 +319,28 @@ def test_lengths_are_checked_once_more() -> None:
         http1.framing(special, "1.1")
 
 
+def test_another_target_makes_another_request_line() -> None:
+    head = head_of(request(start=b"GET http://a/b HTTP/1.1"))
+    head.aim_at(b"/b")
+    assert (head.target, head.start) == (b"/b", b"GET /b HTTP/1.1")
+
+
+def test_fields_are_counted_those_behind_the_content_too() -> None:
+    fields_ = [b"X: %d" % number for number in range(http1.MAX_FIELDS - 3)]
+    head = request(*fields_, b"Transfer-Encoding: chunked")
+    assert refusal(requests(head + b"0\r\nA: 1\r\nB: 2\r\n\r\n")) == 431
+    *_, trailers, end = requests(head + b"0\r\nA: 1\r\n\r\n")
+    assert (trailers, end) == ((b"A: 1",), END)
+    assert heads.last_chunk(trailers) == b"0\r\nA: 1\r\n\r\n"
+    assert heads.last_chunk(()) == heads.LAST_CHUNK
+    assert refusal(requests(request(*fields_, *fields_))) == 431
+
+
+def test_more_than_one_trailer_field_passes() -> None:
+    head = request(b"Transfer-Encoding: chunked")
+    assert (b"A: 1", b"B: 2") in requests(head + b"0\r\nA: 1\r\nB: 2\r\n\r\n")
+
+
 # -- upgrades ------------------------------------------------------------------------------------
 
 WEBSOCKET = (
@@ -494,6 +516,13 @@ def test_after_an_answer_to_head_the_connection_goes_on() -> None:
     parser.expect(b"GET")
     parser.feed(response(b"Content-Length: 3") + b"abc")
     assert joined(parser.events)[2:][1:] == [b"abc", END]
+
+
+def test_interim_responses_are_counted() -> None:
+    hint = b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    many = response_side.MAX_INTERIM
+    assert END in responses(hint * many + response(b"Content-Length: 0"))
+    assert refusal(responses(hint * (many + 1) + response(b"Content-Length: 0"))) == 502
 
 
 def test_a_101_hands_over_what_follows() -> None:
@@ -829,6 +858,12 @@ def test_what_is_remembered_is_bounded() -> None:
         fields.Fields(names).add(b"X-%d" % number, b"a")
         assert b"X-%d" % number in names.ordinary  # those who made up the others keep none out
         assert len(names.ordinary) <= fields._MAX_NAMES
+    fields.Fields(names).add(b"X" * (fields._MAX_NAME_BYTES + 1), b"a")
+    assert b"X" * (fields._MAX_NAME_BYTES + 1) not in names.ordinary
+    for word in range(response_side._MAX_STATUSES + 2):
+        status = b"HTTP/1.1 200 " + bytes(65 + int(digit) for digit in str(word))
+        assert response_side._known_status(status) == 200
+        assert len(response_side._STATUSES) <= response_side._MAX_STATUSES
     for number in range(response_side._MAX_LENGTHS + 2):
         assert response_side._known_length(b"%d" % number) == number
         assert len(response_side._LENGTHS) <= response_side._MAX_LENGTHS

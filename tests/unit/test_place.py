@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.proxy.messages import RequestHead
-from gateway.proxy.place import CONTROL, RESERVED, Place, Places, is_internal
+from gateway.proxy.place import CONTROL, RESERVED, Place, Places, is_internal, own_path
 from gateway.proxy.requests import RequestParser
 from gateway.session import SessionId
 
@@ -198,3 +198,35 @@ def test_a_path_is_sent_to_its_subdomain() -> None:
     assert places.moved(request, found) == f"//{ID}.{DOMAIN}/a?b"
     upgrade = head(BASE + b"a?b", b"Connection: upgrade", b"Upgrade: x")
     assert places.moved(upgrade, found) is None
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        (b"http://Gateway:80/a?b", b"/a?b"),
+        (b"HTTPS://gateway:80?b", b"/?b"),
+        (b"http://gateway:80", b"/"),
+        (b"http://gateway/a", None),
+        (b"http://x@gateway:80/a", None),
+        (b"ftp://gateway:80/a", None),
+        (b"*", None),
+    ],
+)
+def test_a_target_in_absolute_form_names_the_host_once_more(
+    target: bytes, path: bytes | None
+) -> None:
+    assert own_path(target, b"gateway:80") == path
+
+
+@pytest.mark.parametrize(
+    ("rest", "opens", "query"),
+    [
+        (b".preview/open?e=1&s=2?3", True, b"e=1&s=2?3"),
+        (b".preview/open", True, b""),
+        (b".preview/events?open", False, b"open"),
+        (b"open?e=1", False, b""),
+    ],
+)
+def test_a_signed_link_is_known_and_what_it_carries(rest: bytes, opens: bool, query: bytes) -> None:
+    found = place(BASE + rest)
+    assert (found.opens_link, found.query) == (opens, query)
