@@ -29,8 +29,8 @@ COMPILED_TESTS ?= $(COMPILED_UNITS:%=tests/unit/test_%.py) tests/protocol tests/
 	tests/e2e/test_main_job.py tests/e2e/test_streams.py tests/e2e/test_loopback.py
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-sources test-pure test-soak test-compiled test-image test-k8s \
-	compiled compiled-where-possible lint bench fuzz lock docs clean
+.PHONY: help setup demo test test-sources test-others test-pure test-soak test-compiled test-image \
+	test-k8s compiled compiled-where-possible lint bench fuzz lock docs clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -54,12 +54,15 @@ lint: setup ## Check format, style and types
 # pure build's tests, too, gained nothing.
 test: setup ## Run every check and test (PYTEST_FLAGS="-k name")
 	@$(MAKE) --no-print-directory -j2 test-sources compiled-where-possible
-	@$(MAKE) --no-print-directory -j2 test-compiled test-image
+	@$(MAKE) --no-print-directory -j2 test-others test-image
 
 test-sources:
 	@$(MAKE) --no-print-directory lint
-	@$(MAKE) --no-print-directory test-soak
 	@$(MAKE) --no-print-directory test-pure
+
+test-others:
+	@$(MAKE) --no-print-directory test-compiled
+	@$(MAKE) --no-print-directory test-soak
 
 # pytest's status 5: none of these tests was meant by PYTEST_FLAGS. Status 1: some have failed. If that
 # was beside others, they run once more by themselves, where they have to pass: a failure that only a

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import asynccontextmanager
 from typing import Any
 
-from gateway.errors import SpawnFailed
+from gateway.errors import RegistryUnavailable, SpawnFailed
 from gateway.lifecycle import Lifecycle
 from gateway.registry.base import Replica
 from gateway.registry.redis_store import RedisRegistry
@@ -120,10 +120,20 @@ class Replicated:
         self.life = Lifecycle(settings, registry, self.spawner, Replica(name, "1"))
 
     async def state(self, state: State, session_id: SessionId = ID) -> Session:
-        """The session once it is in ``state``."""
-        session = await self.life.wait(session_id, lambda s: s.state is state, seconds=10)
-        assert session.state is state
-        return session
+        """The session once it is in ``state``, with patience for a registry that is late.
+
+        Some tests give it a fifth of a second, which a busy machine may take to connect.
+        """
+        async with asyncio.timeout(20):
+            while True:
+                try:
+                    session = await self.life.wait(
+                        session_id, lambda s: s.state is state, seconds=10
+                    )
+                except RegistryUnavailable:
+                    continue
+                assert session.state is state
+                return session
 
 
 Start = Callable[..., Awaitable[Replicated]]
