@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from bench.proxy.contestants import SHIPPED, SUBJECTS, Contestant, upstream
+from bench.proxy.contestants import FAILED_START, SHIPPED, SUBJECTS, Contestant, upstream
 from bench.proxy.load import complete, request
 from bench.proxy.running import Cores
 
@@ -108,7 +108,7 @@ def report(found: Footprint, requests: int, functions: int) -> list[str]:
 
 
 def measure(name: str) -> Footprint:
-    """Run one build under callgrind and ask it. Raises RuntimeError without valgrind."""
+    """Run one build under callgrind and ask it. Raises what is in FAILED_START."""
     if shutil.which("valgrind") is None:
         raise RuntimeError("valgrind is missing: apt-get install valgrind")
     cores = Cores.of_this_machine()
@@ -158,7 +158,11 @@ def main() -> None:
     parser.add_argument("build", nargs="?", choices=SUBJECTS, default=SHIPPED)
     parser.add_argument("--functions", type=int, default=0, help="how many to name")
     options = parser.parse_args()
-    print("\n".join(report(measure(options.build), _REQUESTS, options.functions)))
+    try:
+        found = measure(options.build)
+    except FAILED_START as exc:
+        raise SystemExit(f"footprint: {exc}") from exc
+    print("\n".join(report(found, _REQUESTS, options.functions)))
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ from gateway.proxy.fields import DROPPED, Names, Special
 def only(allowed: Iterable[int]) -> bytes:
     """A table for ``bytes.translate``: a text that it leaves as it is, is of these bytes only.
 
-    The quickest look at every byte there is: a table with what is to be deleted would be made
-    ready at each call, which takes ten times as long as a line (bench/proxies.py, case get-1k).
+    The quickest look at every byte there is: for bytes to be deleted, a table is made ready at each
+    call (an ETag line: 0.6 us, so 0.2; ``timeit``).
     """
     kept = frozenset(allowed)
     return bytes(byte if byte in kept else byte ^ 1 for byte in range(256))

@@ -16,10 +16,10 @@ from typing import Any, Final, cast
 
 #: Longer ones are worth a system call of their own, and copying them would cost more than that.
 _SMALL_BYTES: Final = 8192
-#: With more writes in one such time the loop is busy, in the next one, too. Under load it has 40
-#: writes or more.
-_CALM_WRITES: Final = 8
 _INSTANT_SECONDS: Final = 0.001
+#: With more writes in an instant the loop is busy, in the next one, too. Under load there are 40 or
+#: more.
+_CALM_WRITES: Final = 8
 
 
 class Outbox:
