@@ -67,8 +67,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
-    """What pytest-timeout does not end either, a call that keeps the interpreter to itself, ends the
-    process a minute later, with all stacks: the thread that does it needs no interpreter."""
+    """A minute later end the process, with all stacks, by a thread that needs no interpreter.
+
+    pytest-timeout cannot end a call that keeps the interpreter to itself.
+    """
     faulthandler.dump_traceback_later(
         settings.timeout + 60, exit=True, file=item.config.stash[_STDERR]
     )
