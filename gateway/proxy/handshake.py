@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from collections.abc import Collection
 from typing import Final
 
 from gateway.proxy.fields import (
@@ -18,10 +19,19 @@ from gateway.proxy.fields import (
 _WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 
 
-def followed(value: bytes) -> bytes:
-    """The protocols of an Upgrade field without h2c, which would bypass all that is done here."""
+#: They would bypass all that is done here.
+_NOT_FOLLOWED: Final = (b"h2c", b"h2")
+
+
+def protocols(value: bytes, *, besides: Collection[bytes] = ()) -> bytes:
+    """The protocols of an Upgrade field, ``", "`` between them, without empty elements."""
     tokens = (token.strip(WHITESPACE) for token in value.split(b","))
-    return b", ".join(token for token in tokens if token and token.lower() not in (b"h2c", b"h2"))
+    return b", ".join(token for token in tokens if token and token.lower() not in besides)
+
+
+def followed(value: bytes) -> bytes:
+    """The protocols of a request's Upgrade field that the gateway lets a client change to."""
+    return protocols(value, besides=_NOT_FOLLOWED)
 
 
 def check_handshake(method: bytes, special: Special) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final, cast
 import httptools
 
 from gateway.proxy.fields import CONTENT_LENGTH, RESPONSE_NAMES, UPGRADE, Refusal, no_special
+from gateway.proxy.handshake import protocols
 from gateway.proxy.http1 import (
     BLANK_LINE,
     MAX_FIELDS,
@@ -204,5 +205,5 @@ class ResponseParser(MessageParser):
             content_length=0 if empty else length,
             chunked=chunked and not empty,
             until_close=not (empty or chunked or length is not None or self._bodyless),
-            upgrade=(special[UPGRADE] or b"") if llhttp.should_upgrade() else b"",
+            upgrade=protocols(special[UPGRADE] or b"") if llhttp.should_upgrade() else b"",
         )

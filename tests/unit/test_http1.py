@@ -525,11 +525,16 @@ def test_interim_responses_are_counted() -> None:
     assert refusal(responses(hint * (many + 1) + response(b"Content-Length: 0"))) == 502
 
 
-def test_a_101_hands_over_what_follows() -> None:
+@pytest.mark.parametrize(
+    ("value", "protocols"), [(b"foo", b"foo"), (b", Foo/2 ,\t,bar", b"Foo/2, bar"), (b" , ", b"")]
+)
+def test_a_101_says_which_protocols_follow_and_hands_over_what_does(
+    value: bytes, protocols: bytes
+) -> None:
     parser = ResponseParser(max_head=65536)
     start = b"HTTP/1.1 101 Switching Protocols"
-    parser.feed(response(b"Connection: upgrade", b"Upgrade: foo", start=start) + b"abc")
-    assert parser.events[0].upgrade == b"foo"
+    parser.feed(response(b"Connection: upgrade", b"Upgrade: " + value, start=start) + b"abc")
+    assert parser.events[0].upgrade == protocols
     assert parser.tail == b"abc"
 
 
