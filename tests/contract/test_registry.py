@@ -600,8 +600,9 @@ async def test_an_edit_is_one_step_and_one_revision(
     session = await registry.edit_files(ID, write={"b": b"22", "d": b"4"}, delete=["a", "b", "no"])
     assert session.revision == 2
     assert await other.files(ID) == {"b": b"22", "c": b"3", "d": b"4"}
-    await watcher.until(lambda: bool(watcher.seen))
-    assert watcher.seen[0].version == session.version
+    # The registration may be told late: before the edit, and after the subscription.
+    await watcher.until(lambda: session.version in [route.version for route in watcher.seen])
+    assert {route.revision for route in watcher.seen} <= {1, 2}
     events = await other.recent_events(ID, count=1)
     assert (events[0].type, events[0].data) == ("event", {"type": "files", "revision": 2})
 
@@ -1199,9 +1200,13 @@ async def test_too_many_callers_wait_no_longer_than_the_limit(
         results = await asyncio.gather(
             *(registry.session(ID) for _ in range(200)), return_exceptions=True
         )
-    assert all(isinstance(result, RegistryUnavailable) for result in results)
-    async with asyncio.timeout(5):
-        assert await asyncio.gather(*(registry.session(ID) for _ in range(200))) == [None] * 200
+    assert {type(result) for result in results} == {RegistryUnavailable}
+    async with asyncio.timeout(10):
+        while results != [None] * 200:  # on a busy machine a call may take longer than its limit
+            assert {type(result) for result in results} <= {RegistryUnavailable, type(None)}
+            results = await asyncio.gather(
+                *(registry.session(ID) for _ in range(200)), return_exceptions=True
+            )
 
 
 @on_every_store
