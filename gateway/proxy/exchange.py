@@ -317,6 +317,7 @@ class Exchange(Consumer):
             if not self.may_see(entry):
                 await self._deny(session_id)
             self._aim_at(entry)
+            generation = entry.route.generation  # the entry may hold a newer one after the wait
             try:
                 await self._connect()
             except UpstreamUnreachable as exc:
@@ -326,7 +327,6 @@ class Exchange(Consumer):
             if plane.now() > deadline:
                 raise unreachable
             with plane.held.place(session_id):
-                generation = entry.route.generation
                 if not await plane.waker.wake(session_id, generation=generation):
                     raise unreachable
                 known = await plane.routes.resolve(session_id)

@@ -185,6 +185,7 @@ class HmrSocket:
         deadline = plane.now() + plane.settings.hold_seconds
         while True:
             entry = await self._until_ready(entry)
+            generation = entry.route.generation  # the entry may hold a newer one after the wait
             try:
                 await self._connect(entry)
             except UpstreamUnreachable as exc:
@@ -192,7 +193,6 @@ class HmrSocket:
             else:
                 return
             # As for a request: the owner may be lost, and the session may run elsewhere soon.
-            generation = entry.route.generation
             if plane.now() > deadline or not await plane.waker.wake(
                 self._id, generation=generation
             ):

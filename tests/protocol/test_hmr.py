@@ -156,6 +156,21 @@ async def test_who_dies_without_a_word_is_followed_by_the_one_that_its_owner_sta
     assert gateway.waker.woken == [(ID, 1)]
 
 
+async def test_a_dev_server_that_is_replaced_before_it_answers_is_followed_by_the_newer_one(
+    gateway: Gateway,
+) -> None:
+    client, _ = await opened(gateway)
+    between = await successor(gateway)
+    peer = await between.accept()
+    await peer.head()
+    # The life cycle: nothing is wrong with the newest dev server, only with the one before.
+    gateway.waker.on_wake = lambda: gateway.waker.woken == [(ID, 2)]
+    dev = await gateway.preview(generation=3, version=9, hmr=HMR)
+    await peer.close()
+    await greet(dev)
+    assert await client.exactly(len(RELOAD)) == RELOAD
+
+
 async def test_a_dev_server_that_let_go_of_its_sockets_is_asked_again(gateway: Gateway) -> None:
     client, peer = await opened(gateway)
     await peer.close()

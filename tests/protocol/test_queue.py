@@ -15,6 +15,7 @@ from gateway.session import State
 from tests.protocol.conftest import Start
 from tests.protocol.harness import (
     ACCEPTED,
+    ID,
     TOKEN,
     Client,
     Gateway,
@@ -269,6 +270,21 @@ async def test_who_is_to_go_to_the_next_dev_server_is_held_for_it(start: Start) 
     newer = await gateway.preview(generation=2, version=9)
     peer = await newer.accept()
     await peer.head()
+    peer.send(HELLO)
+    assert (await client.response()).status == 200
+
+
+async def test_who_waits_for_a_dev_server_that_is_replaced_goes_to_the_newer_one(
+    start: Start,
+) -> None:
+    gateway = await start(max_connections_per_preview=1)
+    await busy(gateway)
+    (client,) = await queued(gateway, b"1")
+    # The life cycle: nothing is wrong with the newest dev server, only with the one before.
+    gateway.waker.on_wake = lambda: gateway.waker.woken == [(ID, 1)]
+    newer = await gateway.preview(generation=2, version=2)
+    peer = await newer.accept()
+    assert b"/1 " in await peer.head()
     peer.send(HELLO)
     assert (await client.response()).status == 200
 
