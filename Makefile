@@ -23,8 +23,9 @@ COMPILED := build/compiled
 PYTEST_COMPILED := PYTHONPATH=$(CURDIR)/$(COMPILED) PYTHONSAFEPATH=1 \
 	$(BIN)/pytest --build compiled --import-mode append
 # What runs once more on it: all tests of the data plane's parts, and some of whole gateways.
-COMPILED_UNITS := access answers build cookies deadlines drain forwarded frames http1 locations outbox \
-	pace pages place profile routes trailers turns viewers workers
+COMPILED_UNITS := access answers build cookies deadlines drain forwarded frames handshake heads http1 lines \
+	locations messages outbox pace pages place profile requests responses routes trailers turns \
+	viewers workers
 COMPILED_TESTS ?= $(COMPILED_UNITS:%=tests/unit/test_%.py) tests/protocol tests/fuzz \
 	tests/e2e/test_main_job.py tests/e2e/test_streams.py tests/e2e/test_loopback.py
 
