@@ -31,7 +31,8 @@ COMPILED_TESTS ?= $(COMPILED_UNITS:%=tests/unit/test_%.py) tests/protocol tests/
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test test-sources test-others test-pure test-soak test-compiled test-image \
-	test-k8s compiled compiled-where-possible lint bench fuzz lock docs clean
+	prepare-image test-k8s preparations compiled compiled-where-possible lint bench fuzz lock docs \
+	clean
 
 help: ## Show what there is
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' Makefile
@@ -51,11 +52,15 @@ lint: setup ## Check format, style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-# Compiling keeps one core busy, for the time in which tests mostly wait. To make the images beside the
-# pure build's tests, too, gained nothing.
+# Compiling, and the downloads for the images, go on while tests mostly wait. To make the images, too,
+# beside the pure build's tests gained nothing.
 test: setup ## Run every check and test (PYTEST_FLAGS="-k name")
-	@$(MAKE) --no-print-directory -j2 test-sources compiled-where-possible
+	@$(MAKE) --no-print-directory -j2 test-sources preparations
 	@$(MAKE) --no-print-directory -j2 test-others test-image
+
+preparations:
+	@$(MAKE) --no-print-directory compiled-where-possible
+	@$(MAKE) --no-print-directory prepare-image
 
 test-sources:
 	@$(MAKE) --no-print-directory lint
@@ -94,11 +99,15 @@ test-compiled: setup
 		{ $(PYTEST_COMPILED) $(ALONE) $(PYTEST_FLAGS) || $(NONE_MEANT); }; \
 	fi
 
+CAN_CHECK_IMAGE = { [ -n "$$CI" ] || { [ "$$(id -u)" = 0 ] && command -v buildah && \
+	command -v crun && command -v mmdebstrap; } >/dev/null; }
+
 test-image: setup ## Build the images and run them (Debian, as root)
-	@if [ -z "$$CI" ] && ! { [ "$$(id -u)" = 0 ] && command -v buildah && command -v crun && \
-			command -v mmdebstrap; } >/dev/null; then \
-		echo "test: no root, buildah, crun or mmdebstrap: the images are not checked"; \
-	else scripts/check-image; fi
+	@if $(CAN_CHECK_IMAGE); then scripts/check-image; else \
+		echo "test: no root, buildah, crun or mmdebstrap: the images are not checked"; fi
+
+prepare-image: setup
+	@! $(CAN_CHECK_IMAGE) || scripts/check-image --prepare
 
 test-k8s: setup ## Test replicas on the cluster that kubectl points to
 	PREVIEW_K8S_TEST=1 $(BIN)/pytest tests/k8s --junit-xml build/k8s-test/junit.xml $(PYTEST_FLAGS)
