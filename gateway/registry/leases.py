@@ -100,7 +100,8 @@ class Leases:
                 [("GET", key), ("PTTL", key), ("ZSCORE", OWNERS, owner)]
             )
             if value is not None:
-                left_ms = left_ms if _holder(owner, value) else 0
+                # Less than a millisecond is not nothing: whoever asks for the key still finds it.
+                left_ms = max(left_ms, 1) if _holder(owner, value) else 0
             elif end is not None and float(end) < 0:
                 left_ms = 0  # it gave it up
             else:
