@@ -29,6 +29,7 @@ def environ() -> dict[str, str]:
         # The rounds are to show that nothing is lost, however slow the machine is at the moment.
         "GATEWAY_REGISTRATION_WAIT_SECONDS": "20",
         "GATEWAY_REGISTRY_TIMEOUT_SECONDS": "20",
+        "GATEWAY_LOG_LEVEL": "warning",  # not two lines for each of 20,000 rounds
     }
 
 

@@ -17,7 +17,7 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 HAS_WHEEL: Final = (
     sys.platform == "linux" and platform.machine() == "x86_64" and sys.version_info < (3, 14)
 )
-SECONDS: Final = 20 if os.environ.get("CI") else 4
+SECONDS: Final = 12 if os.environ.get("CI") else 4
 
 
 @pytest.fixture
