@@ -686,7 +686,7 @@ async def test_index_entries_without_a_record_are_skipped_and_dropped_when_old(
     now_ms = int((await store.ask("TIME"))[0]) * 1000
     await store.ask("ZADD", INDEX, now_ms, "under-way-1", 1000, "leftover-1")
     assert await _all_ids(registry, 10) == [ID]
-    assert await store.ask("ZRANGE", INDEX, 0, -1) == [b"under-way-1", ID.encode()]
+    assert set(await store.ask("ZRANGE", INDEX, 0, -1)) == {b"under-way-1", ID.encode()}
 
 
 async def test_an_index_entry_that_was_renewed_meanwhile_is_not_dropped(
