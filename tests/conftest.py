@@ -20,6 +20,8 @@ from gateway.proxy.build import BUILD
 _OWN_FOLDER: Final = pytest.StashKey[str]()
 #: A descriptor for what is said while pytest captures standard error.
 _STDERR: Final = pytest.StashKey[int]()
+#: Seconds after which a test's process is ended.
+_LONGEST: Final = pytest.StashKey[float]()
 #: The names under which a program may be found, best first.
 _NAMES: Final[dict[str, tuple[str, ...]]] = {
     "chromium": ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"),
@@ -53,6 +55,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Remove what this process has made; its workers, which inherit the variable, have ended."""
+    os.close(config.stash[_STDERR])
     if folder := config.stash.get(_OWN_FOLDER, ""):
         shutil.rmtree(folder, ignore_errors=True)
         os.environ.pop(DEPENDENCIES, None)
@@ -71,9 +74,20 @@ def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> None:
 
     pytest-timeout cannot end a call that keeps the interpreter to itself.
     """
-    faulthandler.dump_traceback_later(
-        settings.timeout + 60, exit=True, file=item.config.stash[_STDERR]
-    )
+    item.stash[_LONGEST] = settings.timeout + 60
+    _end_later(item)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Once more for what tidies up: the timer may have rung, and pytest forgets it at a failure."""
+    if _LONGEST in item.stash:
+        _end_later(item)
+
+
+def _end_later(item: pytest.Item) -> None:
+    stderr = item.config.stash[_STDERR]
+    faulthandler.dump_traceback_later(item.stash[_LONGEST], exit=True, file=stderr)
 
 
 @pytest.hookimpl(tryfirst=True)

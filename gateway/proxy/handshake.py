@@ -17,8 +17,6 @@ from gateway.proxy.fields import (
 )
 
 _WEBSOCKET_GUID: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-
-
 #: They would bypass all that is done here.
 _NOT_FOLLOWED: Final = (b"h2c", b"h2")
 

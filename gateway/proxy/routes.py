@@ -79,7 +79,10 @@ class RouteStats:
 
 
 class Entry:
-    """A cached route. ``pool`` belongs to whoever forwards to it; a replaced entry is retired."""
+    """A cached route. ``pool`` belongs to whoever forwards to it; a replaced entry is retired.
+
+    It takes in newer routes as they come: who waits keeps of the old one what is needed afterwards.
+    """
 
     __slots__ = ("confirmed_at", "is_public", "is_ready", "pool", "route", "session_id", "used")
 
